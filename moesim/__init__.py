@@ -1,0 +1,33 @@
+"""moesim: which configuration should I run, how fast will it be, and why?
+
+A module imports only what stands above it in this list, which is also the reading order.
+
+    answers
+    errors        MoesimError: what, which value, what to do
+    units         seconds("25us"), bytes_per_s("450GB/s"); text for people
+    cost          Cost: seconds with a band, a bound and a basis
+    model         what is computed: layers, parameters, FLOPs, bytes; presets; Hugging Face configs
+    cluster       what it runs on: Gpu, Link, Cluster as a graph and as arrays; presets
+    workload      what arrives: a training step, a prefill or a decode batch
+    profile       measured seconds by shape: find, load, predict with a band, refuse to extrapolate
+    strategy      what is chosen: degrees, micro-batches, overlap, algorithms; why_not()
+    routing       who goes where: tokens[draw, source rank, expert]
+    placement     which rank holds which expert
+    memory        bytes per GPU
+    compute       seconds of GEMMs, attention and expert layers on one GPU
+    collectives   seconds of all-reduce, all-gather, reduce-scatter, point to point
+    alltoall      where the all-to-all cost comes from: bytes[src, dst] and each algorithm's links
+    program       ops on streams: what overlaps with what in one layer pass
+    schedule      the order of micro-batches on pipeline stages
+    simulate      play a program: bound, batched list, SimPy events
+    timeline      Span records, frames, Chrome trace
+    step          one strategy priced and played: layer passes inside the pipeline
+    metrics       tokens/s, MFU, exposed communication, imbalance, cost
+    planner       candidates, why_not, bound, play the best, rank
+    report        the recommendation in words
+    plots         timeline, candidates, breakdown, topology
+    validate      predicted against measured
+    cli           one function per command
+"""
+
+__version__ = "0.1.0"

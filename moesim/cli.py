@@ -1,0 +1,5 @@
+"""One function per command."""
+
+
+def main() -> None:
+    """Entry point."""
