@@ -1,0 +1,39 @@
+"""What it runs on: GPUs, and the two kinds of link between them.
+
+    Cluster = nodes x gpus_per_node x Gpu
+      scale_up    the link inside a node (an NVLink domain or PCIe box), per GPU and direction
+      scale_out   the link between nodes (NIC), per GPU and direction, already divided when GPUs share a NIC
+
+nouns      Gpu, Link, Cluster, Group
+presets    GPUS, CLUSTERS: stated figures, each with its source
+graph      the same cluster as a networkx graph, to describe, check and draw
+arrays     the same cluster as arrays, to calculate with
+from_yaml  a user's own cluster
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from moesim.cluster.arrays import LinkArrays, link_arrays
+from moesim.cluster.graph import graph
+from moesim.cluster.nouns import Cluster, Gpu, Group, Link
+from moesim.cluster.presets import CLUSTERS, GPUS
+from moesim.errors import choice
+
+__all__ = [
+    "CLUSTERS", "GPUS", "Cluster", "Gpu", "Group", "Link", "LinkArrays", "graph", "link_arrays", "load_cluster",
+]  # fmt: skip
+
+
+def load_cluster(name_or_path: str, nodes: int | None = None) -> Cluster:
+    """A preset by its name, or a cluster from a YAML file; ``nodes`` replaces the number of nodes."""
+    name = str(name_or_path)
+    if name in CLUSTERS:
+        cluster = CLUSTERS[name]
+    elif Path(name).suffix in {".yaml", ".yml"} or Path(name).is_file():
+        from moesim.cluster.from_yaml import read_cluster
+
+        cluster = read_cluster(Path(name))
+    else:
+        raise choice("cluster", name, list(CLUSTERS))
+    return cluster if nodes is None else replace(cluster, nodes=nodes)

@@ -1,0 +1,134 @@
+"""Gpu, Link, Cluster, Group: what a cluster is, checked when it is made."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from moesim.errors import MoesimError, choice
+
+LinkKind = Literal["nvlink", "pcie", "nic"]
+BasisName = Literal["measured", "published", "estimated"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One accelerator, as its data sheet states it."""
+
+    name: str  # "H200"; also the folder of its profile, in lower case
+    architecture: str  # "hopper"
+    memory_bytes: float
+    memory_bytes_per_s: float
+    flops: dict[str, float] = field(hash=False)  # dense FLOP/s by dtype: "bf16", "fp8", "int8", "fp4"
+    sms: int
+    l2_bytes: float
+    source: str
+
+    def __post_init__(self) -> None:
+        for what in ("memory_bytes", "memory_bytes_per_s", "sms", "l2_bytes"):
+            _positive(f"gpu {self.name} {what}", getattr(self, what))
+        if "bf16" not in self.flops:
+            raise MoesimError(f"gpu {self.name} flops {self.flops}: state the dense bf16 FLOP/s at least")
+        for dtype, flops in self.flops.items():
+            _positive(f"gpu {self.name} flops {dtype}", flops)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """One GPU's share of a link, in one direction."""
+
+    kind: LinkKind
+    latency_s: float  # of one message between two idle GPUs
+    bandwidth_bytes_per_s: float  # achieved by large messages
+    peak_bytes_per_s: float  # data sheet
+    basis: BasisName  # of latency and bandwidth
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(LinkKind):
+            raise choice("link kind", self.kind, list(get_args(LinkKind)))
+        if self.basis not in get_args(BasisName):
+            raise choice("basis", self.basis, list(get_args(BasisName)))
+        if not 0.0 <= self.latency_s < float("inf"):
+            raise MoesimError(f"{self.kind} latency {self.latency_s} s: give zero or more seconds")
+        _positive(f"{self.kind} bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
+        _positive(f"{self.kind} peak_bytes_per_s", self.peak_bytes_per_s)
+        if self.bandwidth_bytes_per_s > self.peak_bytes_per_s:
+            raise MoesimError(
+                f"{self.kind} bandwidth {self.bandwidth_bytes_per_s / 1e9:g} GB/s is above its peak "
+                f"{self.peak_bytes_per_s / 1e9:g} GB/s: raise the peak or lower the bandwidth"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Equal nodes of equal GPUs. A *node* is a scale-up domain: 8 GPUs in a DGX, 72 in an NVL72 rack."""
+
+    name: str
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+    scale_up: Link  # inside a node, per GPU and direction
+    scale_out: Link | None = None  # between nodes, per GPU and direction (a shared NIC already divided)
+    nics_per_node: int = 0
+    gpu_hour_price: float | None = None
+    gpu_hour_price_source: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for what in ("nodes", "gpus_per_node"):
+            count = getattr(self, what)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise MoesimError(f"cluster {self.name}: {what} {count}: give a whole number of at least 1")
+        if self.nodes > 1 and self.scale_out is None:
+            raise MoesimError(
+                f"cluster {self.name} has {self.nodes} nodes and no scale_out link: describe its NICs or use 1 node"
+            )
+        if (self.scale_out is None) != (self.nics_per_node == 0) or self.nics_per_node < 0:
+            raise MoesimError(
+                f"cluster {self.name}: nics_per_node {self.nics_per_node}: give at least 1 with a scale_out link, else 0"
+            )
+        if self.gpu_hour_price is not None:
+            _positive(f"cluster {self.name} gpu_hour_price", self.gpu_hour_price)
+
+    @property
+    def gpus(self) -> int:
+        """All GPUs of the cluster."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A communicator: ``size`` ranks, of which ``per_node`` consecutive ones share a node."""
+
+    size: int
+    per_node: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.per_node < 1 or self.per_node > self.size:
+            raise MoesimError(
+                f"a group of {self.size} ranks with {self.per_node} a node: 1 <= per_node <= size"
+            )
+        if self.size % self.per_node:
+            raise MoesimError(f"a group of {self.size} ranks does not divide into nodes of {self.per_node}")
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that the group touches."""
+        return self.size // self.per_node
+
+
+def check_group(cluster: Cluster, group: Group) -> None:
+    """Refuse a group that the cluster cannot hold."""
+    if group.per_node > cluster.gpus_per_node:
+        raise MoesimError(
+            f"a group with {group.per_node} ranks a node on {cluster.name}: its nodes have {cluster.gpus_per_node} GPUs"
+        )
+    if group.size > cluster.gpus or group.nodes > cluster.nodes:
+        raise MoesimError(
+            f"a group of {group.size} ranks on {group.nodes} nodes does not fit {cluster.name} with {cluster.nodes} "
+            f"nodes of {cluster.gpus_per_node} GPUs: add nodes or make the group smaller"
+        )
+
+
+def _positive(what: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise MoesimError(f"{what} {value}: give a number above zero")

@@ -1,0 +1,155 @@
+"""GPUs and clusters that moesim knows by name. Every figure is stated with its source.
+
+Peaks are the vendors' data sheets (dense FLOP/s, bytes/s per GPU and direction). Bandwidths are what large
+messages achieve, from published measurements:
+
+* NVLink: busbw of NCCL alltoall inside one node (aiconfigurator-core 0.12.0, nccl-tests, Apache-2.0).
+* NIC: ConnectX-7 at 400 Gb/s carries 46-49 GB/s (NCCL maintainers, nccl-tests issues 267 and 290) and
+  47-48 GB/s in DeepEP low-latency at 2, 4 and 8 nodes: 48 of 50.
+* Latency: send/recv intercepts of Vidur (microsoft/vidur 7d47513): H100 7.7 us inside a node, 19.9 us across.
+"""
+
+from typing import Final
+
+from moesim.cluster.nouns import Cluster, Gpu, Link
+from moesim.units import GB, GIB, TB, TFLOPS, US
+
+_SHEET: Final = "NVIDIA data sheet as collected in aiconfigurator-core 0.12.0 systems/*.yaml (Apache-2.0)"
+_MB: Final = 2.0**20
+
+
+def _gpu(
+    name: str, architecture: str, memory: tuple[float, float], flops: dict[str, float], chip: tuple[int, int]
+) -> Gpu:
+    """GiB and TB/s of memory; dense TFLOP/s by dtype; SMs and MiB of L2."""
+    return Gpu(
+        name=name,
+        architecture=architecture,
+        memory_bytes=memory[0] * GIB,
+        memory_bytes_per_s=memory[1] * TB,
+        flops={dtype: rate * TFLOPS for dtype, rate in flops.items()},
+        sms=chip[0],
+        l2_bytes=chip[1] * _MB,
+        source=f"{_SHEET}; SMs and L2: NVIDIA {architecture} architecture paper",
+    )
+
+
+_HOPPER_FLOPS: Final = {"bf16": 989.0, "fp8": 1978.0, "int8": 1978.0}
+
+GPUS: Final = {
+    gpu.name: gpu
+    for gpu in (
+        _gpu("A100", "ampere", (80, 2.039), {"bf16": 312.0, "int8": 624.0}, (108, 40)),
+        _gpu("A30", "ampere", (24, 0.933), {"bf16": 165.0, "int8": 330.0}, (56, 24)),
+        _gpu("L40S", "ada", (45, 0.864), {"bf16": 362.05, "fp8": 733.0, "int8": 733.0}, (142, 96)),
+        _gpu("H100", "hopper", (80, 3.35), _HOPPER_FLOPS, (132, 50)),
+        _gpu("H200", "hopper", (141, 4.8), _HOPPER_FLOPS, (132, 50)),
+        _gpu("H800", "hopper", (80, 3.35), _HOPPER_FLOPS, (132, 50)),
+        _gpu(
+            "B200",
+            "blackwell",
+            (180, 7.7),
+            {"bf16": 2250.0, "fp8": 4500.0, "int8": 4500.0, "fp4": 9000.0},
+            (148, 126),
+        ),
+        _gpu(
+            "GB200",
+            "blackwell",
+            (185, 8.0),
+            {"bf16": 2500.0, "fp8": 5000.0, "int8": 5000.0, "fp4": 1e4},
+            (148, 126),
+        ),
+    )
+}
+
+_NCCL: Final = "busbw of NCCL alltoall on 8 GPUs, aiconfigurator-core 0.12.0 (nccl-tests)"
+_VIDUR: Final = "latency: send/recv intercept, microsoft/vidur 7d47513"
+
+
+def _nvlink(bandwidth: float, peak: float, latency_us: float, basis: str, source: str) -> Link:
+    """GB/s per GPU and direction."""
+    return _link("nvlink", bandwidth, peak, latency_us, basis, source)
+
+
+def _link(kind: str, bandwidth: float, peak: float, latency_us: float, basis: str, source: str) -> Link:
+    return Link(
+        kind=kind,  # type: ignore[arg-type]  # checked at birth
+        latency_s=latency_us * US,
+        bandwidth_bytes_per_s=bandwidth * GB,
+        peak_bytes_per_s=peak * GB,
+        basis=basis,  # type: ignore[arg-type]  # checked at birth
+        source=source,
+    )
+
+
+_NDR: Final = _link(
+    "nic", 48.0, 50.0, 19.9, "published",
+    f"one ConnectX-7 (400 Gb/s) per GPU; 46-49 GB/s: NCCL maintainers, nccl-tests issues 267 and 290; {_VIDUR}, H100 across nodes",
+)  # fmt: skip
+_HDR: Final = _link(
+    "nic", 23.0, 25.0, 19.9, "estimated",
+    "one ConnectX-6 (200 Gb/s) per GPU, DGX A100 data sheet; 23 of 25 GB/s assumed as for ConnectX-7; latency of H100's NICs",
+)  # fmt: skip
+_NVLINK4: Final = (320.0, 450.0, 7.7)
+
+
+def _preset(name: str, gpu: str, gpus_per_node: int, scale_up: Link, scale_out: Link, nics: int) -> Cluster:
+    return Cluster(
+        name=name,
+        gpu=GPUS[gpu],
+        nodes=1,
+        gpus_per_node=gpus_per_node,
+        scale_up=scale_up,
+        scale_out=scale_out,
+        nics_per_node=nics,
+        source=f"GPU: {GPUS[gpu].source}; {scale_up.kind}: {scale_up.source}; nic: {scale_out.source}",
+    )
+
+
+CLUSTERS: Final = {
+    cluster.name: cluster
+    for cluster in (
+        _preset(
+            "dgx-a100", "A100", 8,
+            _nvlink(235.0, 300.0, 13.4, "published", f"NVLink3, 600 GB/s both ways; {_NCCL}; {_VIDUR}, DGX A100"),
+            _HDR, 8,
+        ),
+        _preset(
+            "dgx-h100", "H100", 8,
+            _nvlink(*_NVLINK4, "published", f"NVLink4, 900 GB/s both ways; {_NCCL}: 281-330 GB/s; {_VIDUR}, DGX H100"),
+            _NDR, 8,
+        ),
+        _preset(
+            "dgx-h200", "H200", 8,
+            _nvlink(*_NVLINK4, "estimated", f"NVLink4, 900 GB/s both ways; carried over from H100: {_NCCL}; {_VIDUR}, DGX H100"),
+            _NDR, 8,
+        ),
+        _preset(
+            "hgx-h800", "H800", 8,
+            _nvlink(160.0, 200.0, 7.7, "published", "NVLink4 cut to 400 GB/s both ways; about 160 GB/s: DeepEP README; latency of H100"),
+            _NDR, 8,
+        ),
+        _preset(
+            "hgx-b200", "B200", 8,
+            _nvlink(600.0, 900.0, 11.5, "published", f"NVLink5, 1800 GB/s both ways; {_NCCL}; latency: its smallest messages"),
+            _NDR, 8,
+        ),
+        _preset(
+            "gb200-nvl72", "GB200", 72,
+            _nvlink(600.0, 900.0, 11.5, "estimated", "NVLink5, 1800 GB/s both ways, one domain of 72 GPUs; carried over from HGX B200"),
+            _NDR, 72,
+        ),
+        _preset(
+            "pcie-l40s", "L40S", 8,
+            _link("pcie", 21.0, 32.0, 20.0, "published", "PCIe 4.0 x16; 20-22 GB/s between 2 GPUs, NCCL, aiconfigurator-core 0.12.0 (nccl-tests)"),
+            _link("nic", 5.75, 6.25, 19.9, "estimated", "assumed: 2 x 200 Gb/s a node, shared by 8 GPUs, 92 % achieved; latency of H100's NICs"),
+            2,
+        ),
+        _preset(
+            "pcie-a30", "A30", 8,
+            _link("pcie", 21.0, 32.0, 20.0, "estimated", "PCIe 4.0 x16; carried over from 8 x L40S"),
+            _link("nic", 1.45, 1.5625, 19.9, "estimated", "assumed: 1 x 100 Gb/s a node, shared by 8 GPUs, 92 % achieved; latency of H100's NICs"),
+            1,
+        ),
+    )
+}  # fmt: skip
