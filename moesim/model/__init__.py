@@ -1,0 +1,76 @@
+"""What is computed.
+
+layers    Attention, DenseFfn, Experts, Layer, Model
+weights   projections and parameter counts
+work      attended pairs, FLOPs, KV bytes
+presets   MODELS
+hf        load_model: a preset, or a Hugging Face config.json
+"""
+
+from moesim.model.hf import load_model
+from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Model, Published
+from moesim.model.presets import MODELS
+from moesim.model.weights import (
+    LayerParameters,
+    Projection,
+    active_layer_parameters,
+    active_parameters,
+    attention_projections,
+    embedding_parameters,
+    expert_parameters,
+    expert_projections,
+    head_parameters,
+    layer_parameters,
+    mtp_parameters,
+    parameters,
+    projections,
+)
+from moesim.model.work import (
+    TRAINING_PASSES,
+    active_matrix_weights,
+    attended,
+    attention_flops,
+    flops_per_token,
+    forward_flops,
+    kv_bytes,
+    kv_bytes_per_token,
+    layer_flops,
+    stored_tokens,
+    training_flops,
+)
+
+__all__ = [
+    "MODELS",
+    "TRAINING_PASSES",
+    "Attention",
+    "DenseFfn",
+    "Experts",
+    "Layer",
+    "LayerKind",
+    "LayerParameters",
+    "Model",
+    "Projection",
+    "Published",
+    "active_layer_parameters",
+    "active_matrix_weights",
+    "active_parameters",
+    "attended",
+    "attention_flops",
+    "attention_projections",
+    "embedding_parameters",
+    "expert_parameters",
+    "expert_projections",
+    "flops_per_token",
+    "forward_flops",
+    "head_parameters",
+    "kv_bytes",
+    "kv_bytes_per_token",
+    "layer_flops",
+    "layer_parameters",
+    "load_model",
+    "mtp_parameters",
+    "parameters",
+    "projections",
+    "stored_tokens",
+    "training_flops",
+]

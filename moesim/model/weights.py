@@ -1,0 +1,176 @@
+"""Which weight matrices a layer has; parameter counts, GEMM shapes and FLOPs all derive from this list.
+
+projections(model, layer)         attention, dense or shared feed-forward, router
+expert_projections(model, layer)  one routed expert
+"""
+
+from typing import Literal, NamedTuple
+
+from moesim.model.layers import Attention, Experts, Layer, Model
+
+Shard = Literal["out", "in", "none"]
+Part = Literal["attention", "dense", "shared", "router", "expert"]
+
+
+class Projection(NamedTuple):
+    """One weight matrix [inputs, outputs]; ``shard`` is the side that tensor parallelism splits."""
+
+    name: str
+    part: Part
+    inputs: int
+    outputs: int
+    shard: Shard
+    bias: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return self.inputs * self.outputs + (self.outputs if self.bias else 0)
+
+
+class LayerParameters(NamedTuple):
+    """Parameters of one layer by part; ``experts`` counts all routed experts."""
+
+    attention: int
+    dense: int
+    shared: int
+    router: int
+    experts: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
+    """Every weight matrix of the layer except its routed experts, in the order they are applied."""
+    hidden, ffn = model.hidden, layer.ffn
+    attention = attention_projections(layer.attention, hidden)
+    if not isinstance(ffn, Experts):
+        return attention + _feed_forward("dense", hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
+    router = (Projection("router", "router", hidden, ffn.experts, "none", ffn.router_bias),)
+    shared: tuple[Projection, ...] = ()
+    if ffn.shared_width:
+        shared = _feed_forward("shared", hidden, ffn.shared_width, gated=ffn.gated, bias=False)
+    if ffn.shared_gate:
+        shared += (Projection("shared_gate", "shared", hidden, 1, "none"),)
+    return attention + router + shared
+
+
+def attention_projections(attention: Attention, hidden: int) -> tuple[Projection, ...]:
+    """Queries, keys, values, output; tensor parallelism replicates the down projections of mla."""
+    a = attention
+    part: Part = "attention"
+    output = Projection("o", part, a.heads * a.v_head_dim, hidden, "in", a.output_bias)
+    if a.kind == "gqa":
+        return (
+            Projection("q", part, hidden, a.heads * a.head_dim, "out", a.qkv_bias),
+            Projection("k", part, hidden, a.kv_heads * a.head_dim, "out", a.qkv_bias),
+            Projection("v", part, hidden, a.kv_heads * a.v_head_dim, "out", a.qkv_bias),
+            output,
+        )
+    queries: tuple[Projection, ...] = (Projection("q", part, hidden, a.heads * a.head_dim, "out"),)
+    if a.q_lora_rank is not None:
+        queries = (
+            Projection("q_a", part, hidden, a.q_lora_rank, "none", a.qkv_bias),
+            Projection("q_b", part, a.q_lora_rank, a.heads * a.head_dim, "out"),
+        )
+    return (
+        *queries,
+        Projection("kv_a", part, hidden, a.kv_lora_rank + a.rope_head_dim, "none", a.qkv_bias),
+        Projection("kv_b", part, a.kv_lora_rank, a.heads * (a.nope_head_dim + a.v_head_dim), "out"),
+        output,
+    )
+
+
+def expert_projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
+    """The matrices of one routed expert; none in a dense layer."""
+    ffn = layer.ffn
+    if not isinstance(ffn, Experts):
+        return ()
+    return _feed_forward("expert", model.hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
+
+
+def expert_parameters(model: Model, layer: Layer) -> int:
+    """Parameters of one routed expert; 0 in a dense layer."""
+    return sum(p.parameters for p in expert_projections(model, layer))
+
+
+def layer_parameters(model: Model, layer: Layer) -> LayerParameters:
+    """Parameters of one layer by part: matrices, biases, sinks, router corrections, norms."""
+    of = {"attention": 0, "dense": 0, "shared": 0, "router": 0}
+    for p in projections(model, layer):
+        of[p.part] += p.parameters
+    if layer.attention.sinks:
+        of["attention"] += layer.attention.heads
+    experts = 0
+    if isinstance(layer.ffn, Experts):
+        experts = layer.ffn.experts * expert_parameters(model, layer)
+        of["router"] += layer.ffn.experts if layer.ffn.score_correction else 0
+    norms = 2 * _norm(model) + _attention_norms(layer.attention)
+    return LayerParameters(of["attention"], of["dense"], of["shared"], of["router"], experts, norms)
+
+
+def active_layer_parameters(model: Model, layer: Layer) -> int:
+    """Parameters of the layer that one token uses: all but the experts it is not routed to."""
+    everything = layer_parameters(model, layer)
+    if not isinstance(layer.ffn, Experts):
+        return everything.total
+    return everything.total - everything.experts + layer.ffn.top_k * expert_parameters(model, layer)
+
+
+def embedding_parameters(model: Model) -> int:
+    """The input embedding."""
+    return model.vocab * model.hidden
+
+
+def head_parameters(model: Model) -> int:
+    """The output head as stored: 0 when it is the embedding (tied)."""
+    bias = model.vocab if model.head_bias else 0
+    return bias if model.tied_embeddings else bias + embedding_parameters(model)
+
+
+def parameters(model: Model) -> int:
+    """All parameters of the main model: the sum of the checkpoint's tensors (text part, without MTP)."""
+    layers = sum(count * layer_parameters(model, layer).total for layer, count in model.layer_kinds())
+    return layers + embedding_parameters(model) + head_parameters(model) + _norm(model)
+
+
+def active_parameters(model: Model, *, embedding: bool) -> int:
+    """Parameters that one token uses, the output head always among them.
+
+    ``embedding`` says whether the input embedding counts too (of which a token reads one row). With
+    tied embeddings that matrix is the head as well: it counts once either way.
+    """
+    layers = sum(count * active_layer_parameters(model, layer) for layer, count in model.layer_kinds())
+    head = embedding_parameters(model) + (model.vocab if model.head_bias else 0)
+    looked_up = embedding_parameters(model) if embedding and not model.tied_embeddings else 0
+    return layers + head + looked_up + _norm(model)
+
+
+def mtp_parameters(model: Model) -> int:
+    """Parameters of the multi-token-prediction modules, apart from embedding and head, which they share.
+
+    A module is the model's last layer, a projection [2 hidden, hidden] and three norms (DeepSeek-V3,
+    arXiv:2412.19437 section 2.2).
+    """
+    module = layer_parameters(model, model.layers[-1]).total + 2 * model.hidden**2 + 3 * _norm(model)
+    return model.mtp_layers * module
+
+
+def _feed_forward(part: Part, hidden: int, width: int, *, gated: bool, bias: bool) -> tuple[Projection, ...]:
+    up = tuple(Projection(name, part, hidden, width, "out", bias) for name in ("gate", "up")[not gated :])
+    return (*up, Projection("down", part, width, hidden, "in", bias))
+
+
+def _norm(model: Model) -> int:
+    return model.hidden * (2 if model.norm_bias else 1)
+
+
+def _attention_norms(a: Attention) -> int:
+    """Norm weights inside attention: on queries and keys, or on the two latents of mla."""
+    if a.kind == "mla":
+        return a.kv_lora_rank + (a.q_lora_rank or 0)
+    if a.qk_norm == "full":
+        return (a.heads + a.kv_heads) * a.head_dim
+    return 2 * a.head_dim if a.qk_norm == "head" else 0

@@ -1,0 +1,117 @@
+"""How much work a layer does: attended pairs, FLOPs (2 per multiply-add) and cached bytes.
+
+    forward FLOPs of q tokens after p cached ones, per layer
+        = 2 q (weights of attention, dense or shared part, router, top_k experts)
+        + 2 heads (head_dim + v_head_dim) attended(q, p)
+
+Causal attention over what each query really sees: everything, its window, or its chunk. Biases, norms,
+softmax, rotary positions and the embedding look-up are not counted.
+"""
+
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.model.layers import Attention, Experts, Layer, Model
+from moesim.model.weights import expert_projections, projections
+
+TRAINING_PASSES: Final = 3  # forward, gradient of the activations, gradient of the weights
+
+Count = TypeVar("Count", float, NDArray[np.float64])  # tokens: a number or an array of them
+
+
+def attended(attention: Attention, queries: Count, past: Count) -> Count:
+    """(query, key) pairs per head of ``queries`` new tokens after ``past`` cached ones; exact.
+
+    The token at position n (from 0) sees n + 1 keys; min(n + 1, window) with a sliding window;
+    n mod chunk + 1 with chunks.
+    """
+    return _pairs(attention, past + queries) - _pairs(attention, past)
+
+
+def _pairs(attention: Attention, tokens: Count) -> Count:
+    """Pairs of a sequence of ``tokens`` from its start."""
+    if attention.window is not None:
+        ramp = _least(tokens, attention.window)
+        return ramp * (ramp + 1.0) / 2.0 + (tokens - ramp) * attention.window
+    if attention.chunk is not None:
+        chunk = attention.chunk
+        whole, rest = tokens // chunk, tokens % chunk
+        return whole * (chunk * (chunk + 1) / 2) + rest * (rest + 1.0) / 2.0
+    return tokens * (tokens + 1.0) / 2.0
+
+
+def stored_tokens(attention: Attention, tokens: Count) -> Count:
+    """Tokens of a sequence that the KV cache of this layer must hold: the window or chunk bounds them."""
+    limit = attention.window or attention.chunk
+    return tokens if limit is None else _least(tokens, limit)
+
+
+def _least(tokens: Count, limit: int) -> Count:
+    return np.minimum(tokens, limit) if isinstance(tokens, np.ndarray) else min(tokens, limit)
+
+
+def kv_bytes_per_token(model: Model, layer: Layer, dtype_bytes: float) -> float:
+    """KV-cache bytes that one stored token takes in one layer.
+
+    gqa: kv_heads (head_dim + v_head_dim) values; mla: kv_lora_rank + rope_head_dim values.
+    """
+    return layer.attention.cached_values * dtype_bytes
+
+
+def kv_bytes(model: Model, tokens: float, dtype_bytes: float) -> float:
+    """KV-cache bytes of one sequence of ``tokens`` over all layers, windows and chunks respected."""
+    return sum(
+        count * stored_tokens(layer.attention, tokens) * kv_bytes_per_token(model, layer, dtype_bytes)
+        for layer, count in model.layer_kinds()
+    )
+
+
+def active_matrix_weights(model: Model, layer: Layer) -> int:
+    """Weights that one token is multiplied with in this layer (no biases, no norms)."""
+    weights = sum(p.inputs * p.outputs for p in projections(model, layer))
+    if isinstance(layer.ffn, Experts):
+        weights += layer.ffn.top_k * sum(p.inputs * p.outputs for p in expert_projections(model, layer))
+    return weights
+
+
+def attention_flops(attention: Attention, queries: Count, past: Count, *, absorbed: bool = False) -> Count:
+    """FLOPs of scores and weighted values: 2 heads (head_dim + v_head_dim) attended.
+
+    ``absorbed`` is mla's decode form: queries meet the cached latents themselves, so a pair costs
+    (kv_lora_rank + rope_head_dim) + kv_lora_rank multiply-adds instead.
+    """
+    pair = attention.head_dim + attention.v_head_dim
+    if absorbed and attention.kind == "mla":
+        pair = 2 * attention.kv_lora_rank + attention.rope_head_dim
+    return attended(attention, queries, past) * (2.0 * attention.heads * pair)
+
+
+def layer_flops(model: Model, layer: Layer, queries: float, past: float = 0.0) -> float:
+    """Forward FLOPs of one layer for one sequence: ``queries`` new tokens after ``past`` cached ones.
+
+    2 queries (matrix weights a token meets) + 2 heads (head_dim + v_head_dim) attended.
+    """
+    matrices = 2.0 * queries * active_matrix_weights(model, layer)
+    return matrices + attention_flops(layer.attention, queries, past)
+
+
+def forward_flops(model: Model, queries: float, past: float = 0.0, *, outputs: float | None = None) -> float:
+    """Forward FLOPs of one sequence: its layers + 2 outputs hidden vocab for the head.
+
+    ``outputs`` is the number of positions whose logits are computed: all of ``queries`` by default
+    (training), 1 in a serving prefill.
+    """
+    layers = sum(count * layer_flops(model, layer, queries, past) for layer, count in model.layer_kinds())
+    return layers + 2.0 * (queries if outputs is None else outputs) * model.hidden * model.vocab
+
+
+def training_flops(model: Model, sequence: float) -> float:
+    """Model FLOPs of training on one sequence of that length: 3 x forward, no recompute counted."""
+    return TRAINING_PASSES * forward_flops(model, sequence)
+
+
+def flops_per_token(model: Model, context: float, *, training: bool = False) -> float:
+    """Forward (or training) FLOPs per token, averaged over a sequence of ``context`` tokens."""
+    return (training_flops if training else forward_flops)(model, context) / context
