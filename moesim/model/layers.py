@@ -132,7 +132,7 @@ class LayerKind(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """The publisher's own figures as printed, and what they count."""
+    """The publisher's own figures as printed (rounded or cut off), and what they count."""
 
     total: str  # "46.7B"
     active: str
