@@ -1,0 +1,58 @@
+"""What a capacity factor does to the drawn tokens: some copies are dropped, empty slots are padded.
+
+tokens in = kept + dropped, and the padded exchange carries capacity = kept + padding for every expert.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from moesim.cost import FloatArray
+from moesim.errors import MoesimError
+from moesim.routing.gate import IntArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Dispatch:
+    """Token copies by [draw, source rank, expert] after the capacity rule; ``capacity`` None is dropless."""
+
+    tokens: IntArray  # kept: these reach the expert
+    dropped: IntArray
+    padding: IntArray  # slots sent empty
+    capacity: int | None  # slots per expert and source rank
+
+    @property
+    def dropped_share(self) -> float:
+        """Share of the token copies that no expert sees."""
+        return float(self.dropped.sum() / max(1, self.dropped.sum() + self.tokens.sum()))
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the exchanged slots that carry nothing."""
+        return float(self.padding.sum() / max(1, self.padding.sum() + self.tokens.sum()))
+
+
+def dispatch(tokens: IntArray, top_k: int, capacity_factor: float | None) -> Dispatch:
+    """Apply a capacity factor to tokens[draw, rank, expert]; None keeps everything and pads nothing.
+
+    As in GShard (Lepikhin et al. 2020, section 2.2) and Switch Transformer (Fedus et al. 2021, section 2.2),
+    on every source rank with T tokens an expert takes ceil(c T k / experts), never more than T. What is over
+    is dropped, what is under is padded: the exchange has a fixed shape.
+    """
+    nothing = np.broadcast_to(np.int64(0), tokens.shape)
+    if capacity_factor is None:
+        return Dispatch(tokens=tokens, dropped=nothing, padding=nothing, capacity=None)
+    if not 0 < capacity_factor < float("inf"):
+        raise MoesimError(f"capacity factor {capacity_factor} is not above 0: give 1.25 or so, or none")
+    copies = int(tokens.sum(axis=-1).max(initial=0))
+    fair = capacity_factor * copies / tokens.shape[-1]
+    capacity = min(ceil(fair * (1 - 1e-12)), copies // top_k)
+    kept = np.minimum(tokens, capacity)
+    return Dispatch(tokens=kept, dropped=tokens - kept, padding=capacity - kept, capacity=capacity)
+
+
+def imbalance(load: IntArray | FloatArray) -> FloatArray:
+    """Largest over mean along the last axis, load[..., rank] -> [...]; 1 where nobody has any load."""
+    mean = np.asarray(load.mean(axis=-1))
+    return np.asarray(np.where(mean > 0, load.max(axis=-1) / np.where(mean > 0, mean, 1.0), 1.0))
