@@ -165,6 +165,10 @@ class Model:
             if dtype not in DTYPES:
                 raise MoesimError(f"model {self.name!r} has dtype {dtype!r}: choose from {', '.join(DTYPES)}")
 
+    def __hash__(self) -> int:
+        """Shallow, because caches look models up thousands of times; equality still compares all fields."""
+        return hash((self.name, self.hidden, self.vocab, len(self.layers)))
+
     @property
     def moe(self) -> Experts | None:
         """The experts of the first MoE layer; None for a dense model."""
