@@ -1,0 +1,193 @@
+"""Which profile prices a GPU: its own tables, or those of the nearest measured GPU.
+
+    MOESIM_PROFILES (a folder)  >  the checkout's hardware_profiles/  >  the copy inside the wheel
+
+A table that the GPU lacks comes from another GPU of the same architecture, else of any, and is scaled by the
+roofline of the two data sheets: *estimated*, with a wider band, and named in ``Profile.limits``.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from moesim.cost import BASIS, ESTIMATED, Basis
+from moesim.errors import MoesimError
+from moesim.profile.table import Table, read_table
+
+OPERATIONS: Final = ("expert_ffn", "gemm", "attention")
+SAME_ARCHITECTURE_ERROR: Final = 0.20  # added to the band of a carried table; H100 -> H200: see tests
+OTHER_ARCHITECTURE_ERROR: Final = 0.50
+
+
+class DataSheet(Protocol):
+    """What a roofline needs to know of a GPU; ``moesim.cluster.Gpu`` has it all."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def memory_bytes_per_s(self) -> float: ...
+    @property
+    def flops(self) -> dict[str, float]: ...
+    @property
+    def sms(self) -> int: ...
+    @property
+    def l2_bytes(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """The data sheet of the GPU that a table was measured on, as its meta.json states it."""
+
+    name: str
+    architecture: str
+    memory_bytes_per_s: float
+    flops: dict[str, float] = field(hash=False)
+    sms: int
+    l2_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Measured:
+    """One table, where it was measured, and what it is worth on the GPU it prices."""
+
+    table: Table
+    gpu: Sheet
+    basis: Basis
+    source: str
+    carried_error: float  # added to the relative error of a table carried over from another GPU; else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Profile:
+    """The tables that price one GPU, nearest first."""
+
+    gpu: DataSheet
+    tables: dict[str, tuple[Measured, ...]]  # operation -> own tables first, then other GPUs' by nearness
+    limits: tuple[str, ...]  # sentences for the limits of a plan
+    folder: Path
+    memo: dict[Any, Any] = field(default_factory=dict)  # fitted curves, by what they were fitted for
+
+
+def profiles_folder() -> Path:
+    """The folder with one folder per measured GPU."""
+    stated = os.environ.get("MOESIM_PROFILES")
+    if stated:
+        if not Path(stated).is_dir():
+            raise MoesimError(
+                f"MOESIM_PROFILES={stated} is not a folder: point it at hardware_profiles or unset it"
+            )
+        return Path(stated)
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package.parent / "hardware_profiles", package / "hardware_profiles"):
+        if folder.is_dir() and any(folder.glob("*/meta.json")):
+            return folder
+    raise MoesimError(
+        f"no hardware_profiles beside or inside {package}: reinstall moesim or set MOESIM_PROFILES to a folder"
+    )
+
+
+def load_profile(gpu: DataSheet, folder: Path | None = None) -> Profile:
+    """The profile of a GPU, from ``folder`` or the first place that has one."""
+    return _load(_Key(gpu), folder if folder is not None else profiles_folder())
+
+
+class _Key:
+    """A GPU as a cache key: equal data sheets, equal profile."""
+
+    def __init__(self, gpu: DataSheet) -> None:
+        self.gpu = gpu
+        self.facts = (
+            gpu.name, gpu.architecture, gpu.memory_bytes_per_s, gpu.sms, gpu.l2_bytes, tuple(sorted(gpu.flops.items())),
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash(self.facts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.facts == other.facts
+
+
+@lru_cache(maxsize=64)
+def _load(key: _Key, folder: Path) -> Profile:
+    gpu = key.gpu
+    metas = {path.parent: read_meta(path) for path in sorted(folder.glob("*/meta.json"))}
+    if not metas:
+        raise MoesimError(
+            f"{folder} has no <gpu>/meta.json: measure one with moesim calibrate, or unset MOESIM_PROFILES"
+        )
+    order = sorted(metas, key=lambda home: _distance(gpu, sheet(metas[home], home)))
+    tables: dict[str, tuple[Measured, ...]] = {}
+    limits = []
+    for operation in OPERATIONS:
+        homes = [home for home in order if (home / f"{operation}.csv").is_file()]
+        tables[operation] = tuple(_measured(gpu, operation, home, metas[home]) for home in homes)
+        if homes and tables[operation][0].basis is ESTIMATED:
+            other = tables[operation][0].gpu.name
+            limits.append(
+                f"{operation}: no table for {gpu.name}; carried over from {other} by the ratio of their rooflines"
+            )
+    return Profile(gpu=gpu, tables=tables, limits=tuple(limits), folder=folder)
+
+
+def _measured(gpu: DataSheet, operation: str, home: Path, meta: dict[str, Any]) -> Measured:
+    where = sheet(meta, home)
+    stated = meta["tables"].get(operation)
+    if not isinstance(stated, dict) or stated.get("basis") not in BASIS:
+        raise MoesimError(
+            f"{home / 'meta.json'} tables.{operation}: {stated!r}: state a basis ({', '.join(BASIS)}) and a source"
+        )
+    own = where.name.lower() == gpu.name.lower()
+    carried = SAME_ARCHITECTURE_ERROR if where.architecture == gpu.architecture else OTHER_ARCHITECTURE_ERROR
+    return Measured(
+        table=read_table(home / f"{operation}.csv", operation),
+        gpu=where,
+        basis=BASIS[stated["basis"]] if own else ESTIMATED,
+        source=f"{where.name} {operation}: {stated.get('source', 'no source stated')}",
+        carried_error=0.0 if own else carried,
+    )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """meta.json of one profile."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MoesimError(f"cannot read {path}: {error}; restore it or measure again") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("tables"), dict):
+        raise MoesimError(f"{path} has no 'tables': it must name the basis and the source of each table")
+    return meta
+
+
+def sheet(meta: dict[str, Any], home: Path) -> Sheet:
+    """The data sheet inside a meta.json."""
+    try:
+        stated = meta["gpu"]
+        return Sheet(
+            name=str(stated["name"]),
+            architecture=str(stated["architecture"]),
+            memory_bytes_per_s=float(stated["memory_bytes_per_s"]),
+            flops={str(dtype): float(rate) for dtype, rate in stated["flops"].items()},
+            sms=int(stated["sms"]),
+            l2_bytes=float(stated["l2_bytes"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MoesimError(
+            f"{home / 'meta.json'} gpu: {error!r}: state name, architecture, memory_bytes_per_s, flops, sms, l2_bytes"
+        ) from None
+
+
+def _distance(gpu: DataSheet, other: Sheet) -> tuple[int, int, float, str]:
+    """Own first, then the same architecture, then the nearest ratio of memory speed to compute."""
+    balance = gpu.memory_bytes_per_s / gpu.flops["bf16"]
+    theirs = other.memory_bytes_per_s / other.flops["bf16"]
+    return (
+        int(other.name.lower() != gpu.name.lower()),
+        int(other.architecture != gpu.architecture),
+        abs(theirs / balance - 1.0),
+        other.name,
+    )
