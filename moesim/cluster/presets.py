@@ -111,7 +111,7 @@ CLUSTERS: Final = {
     for cluster in (
         _preset(
             "dgx-a100", "A100", 8,
-            _nvlink(235.0, 300.0, 13.4, "published", f"NVLink3, 600 GB/s both ways; {_NCCL}; {_VIDUR}, DGX A100"),
+            _nvlink(203.0, 300.0, 13.4, "published", f"NVLink3, 600 GB/s both ways; {_NCCL}; {_VIDUR}, DGX A100"),
             _HDR, 8,
         ),
         _preset(
@@ -131,12 +131,12 @@ CLUSTERS: Final = {
         ),
         _preset(
             "hgx-b200", "B200", 8,
-            _nvlink(600.0, 900.0, 11.5, "published", f"NVLink5, 1800 GB/s both ways; {_NCCL}; latency: its smallest messages"),
+            _nvlink(563.0, 900.0, 11.5, "published", f"NVLink5, 1800 GB/s both ways; {_NCCL}; latency: its smallest messages"),
             _NDR, 8,
         ),
         _preset(
             "gb200-nvl72", "GB200", 72,
-            _nvlink(600.0, 900.0, 11.5, "estimated", "NVLink5, 1800 GB/s both ways, one domain of 72 GPUs; carried over from HGX B200"),
+            _nvlink(563.0, 900.0, 11.5, "estimated", "NVLink5, 1800 GB/s both ways, one domain of 72 GPUs; carried over from HGX B200"),
             _NDR, 72,
         ),
         _preset(

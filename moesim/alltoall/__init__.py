@@ -1,0 +1,68 @@
+"""Where the all-to-all cost comes from.
+
+    tokens[src, expert]  --owner[expert]-->  copies[src, dst]  --algorithm-->  load of each link  -->  seconds
+
+A token is copied to every rank that owns one of its experts; copies that stay on their rank are free. An algorithm
+decides which links a copy crosses. A phase lasts as long as its busiest link: in or out, NVLink or NIC. Then
+
+    seconds = latency + sum over phases of  max over links of  load_bytes / achieved_bytes_per_s
+    bound_s =           the same with data-sheet peaks and no latency
+
+Combine sends every copy home: the same with source and destination exchanged.
+
+traffic         Traffic, copies_by_rank, sent_and_received
+linear          every rank to every rank at once (NCCL grouped send/receive)
+hierarchical    "2dh": inside the node to the right rail, then along the rail (Tutel)
+gather_scatter  "ag_rs": everybody gets every token, outputs are summed on the way back
+"""
+
+from typing import Final, Literal
+
+from moesim.alltoall.gather_scatter import gather_scatter
+from moesim.alltoall.hierarchical import hierarchical
+from moesim.alltoall.linear import linear
+from moesim.alltoall.traffic import Traffic, copies_by_rank, sent_and_received, turned
+from moesim.cluster import Cluster, Group
+from moesim.cluster.nouns import check_group
+from moesim.cost import BASIS, Cost, cost
+from moesim.errors import MoesimError, choice
+
+__all__ = [
+    "ALGORITHMS", "Direction", "Traffic", "all_to_all", "copies_by_rank", "sent_and_received", "unsupported",
+]  # fmt: skip
+
+Direction = Literal["dispatch", "combine"]
+ALGORITHMS: Final = {"linear": linear, "2dh": hierarchical, "ag_rs": gather_scatter}
+
+
+def all_to_all(
+    cluster: Cluster, group: Group, traffic: Traffic, algorithm: str, direction: Direction = "dispatch"
+) -> Cost:
+    """Seconds of one dispatch or combine. ``copies[..., src, dst]`` gives costs of shape ``[...]``."""
+    check_group(cluster, group)
+    if traffic.copies.shape[-1] != group.size:
+        raise MoesimError(
+            f"copies of {traffic.copies.shape[-1]} ranks in a group of {group.size}: draw them for it"
+        )
+    reason = unsupported(cluster, group, algorithm)
+    if reason is not None:
+        raise MoesimError(f"all-to-all {algorithm}: {reason}")
+    if group.size == 1:
+        zero = traffic.copies.sum(axis=(-2, -1)) * 0.0
+        return cost(zero, 0.0, zero, cluster.scale_up.kind, BASIS["published"], "one rank exchanges nothing")
+    if direction == "dispatch":
+        return ALGORITHMS[algorithm](cluster, group, traffic, direction)
+    return ALGORITHMS[algorithm](cluster, group, turned(traffic), direction)
+
+
+def unsupported(cluster: Cluster, group: Group, algorithm: str) -> str | None:
+    """The first reason why this algorithm cannot run on this group, or None."""
+    if algorithm not in ALGORITHMS:
+        raise choice("all-to-all algorithm", algorithm, list(ALGORITHMS))
+    if group.nodes > 1 and cluster.scale_out is None:
+        return f"{cluster.name} has no link between nodes"
+    if algorithm == "2dh" and group.nodes == 1:
+        return f"2dh needs ranks on more than one node; the group's {group.size} share one"
+    if algorithm == "2dh" and group.per_node == 1:
+        return "2dh needs more than one rank on a node; without them it is linear"
+    return None

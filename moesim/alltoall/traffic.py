@@ -1,0 +1,74 @@
+"""Who sends how many token copies to whom, and what that loads on links."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.cost import FloatArray
+from moesim.errors import MoesimError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Traffic:
+    """Token copies between the ranks of a group, in one all-to-all or in a batch of them.
+
+    copies[..., src, dst]   copies of src's tokens for experts on dst; the diagonal stays on its rank and is free
+    tokens                  tokens per source rank before copying (all-gather moves these)
+    token_bytes             bytes of one copy: hidden x dtype, scales included
+    """
+
+    copies: FloatArray
+    tokens: float
+    token_bytes: float
+
+    def __post_init__(self) -> None:
+        shape = self.copies.shape
+        if len(shape) < 2 or shape[-1] != shape[-2]:
+            raise MoesimError(f"copies of shape {shape}: give [..., src rank, dst rank]")
+        if self.token_bytes <= 0 or self.tokens < 0:
+            raise MoesimError(
+                f"{self.tokens} tokens of {self.token_bytes} bytes: give zero or more tokens of more than 0 bytes"
+            )
+
+
+def copies_by_rank(
+    tokens: NDArray[np.integer] | FloatArray, owner: NDArray[np.integer], ranks: int
+) -> FloatArray:
+    """``tokens[..., src, expert]`` and ``owner[expert]`` -> ``copies[..., src, dst]``, one copy per choice."""
+    order = np.argsort(owner, kind="stable")
+    edges = np.searchsorted(owner[order], np.arange(ranks + 1))  # first expert of each rank
+    in_order = tokens if np.array_equal(order, np.arange(len(owner))) else tokens[..., order]
+    before = np.zeros((*tokens.shape[:-1], tokens.shape[-1] + 1))
+    np.cumsum(in_order, axis=-1, out=before[..., 1:])  # [..., src, expert + 1]
+    return np.diff(before[..., edges], axis=-1)
+
+
+def sent_and_received(traffic: Traffic) -> tuple[FloatArray, FloatArray]:
+    """Bytes that each rank sends to, and receives from, other ranks: ``[..., rank]`` twice. Sums are equal."""
+    stays = np.diagonal(traffic.copies, axis1=-2, axis2=-1)
+    sent = traffic.copies.sum(axis=-1) - stays
+    received = traffic.copies.sum(axis=-2) - stays
+    return sent * traffic.token_bytes, received * traffic.token_bytes
+
+
+def turned(traffic: Traffic) -> Traffic:
+    """The way home: source and destination exchanged."""
+    return replace(traffic, copies=np.swapaxes(traffic.copies, -1, -2))
+
+
+def by_node(copies: FloatArray, per_node: int) -> FloatArray:
+    """``copies[..., src, dst]`` -> ``[..., src node, src local, dst node, dst local]``."""
+    nodes = copies.shape[-1] // per_node
+    return copies.reshape(*copies.shape[:-2], nodes, per_node, nodes, per_node)
+
+
+def busiest(copies: FloatArray) -> FloatArray:
+    """The largest number of copies that one end sends to or receives from the others: ``[...]``.
+
+    ``copies[..., src, dst]``; the diagonal crosses no link.
+    """
+    stays = np.diagonal(copies, axis1=-2, axis2=-1)
+    sent = (copies.sum(axis=-1) - stays).max(axis=-1)
+    received = (copies.sum(axis=-2) - stays).max(axis=-1)
+    return np.asarray(np.maximum(sent, received))

@@ -1,0 +1,155 @@
+"""Measured NCCL curves inside a node: seconds by operation, ranks and bytes.
+
+Between two measured sizes: a straight line in log-log. Below the smallest: its time (latency). Above the largest:
+its bandwidth. A larger message never takes less time: a spike below a faster, larger message is taken as noise.
+
+Other numbers of ranks are read at equal *wire* bytes, ``bytes x (n-1)/n`` (twice that for all-reduce), which every
+rank sends on its link, and interpolated between the two nearest measured numbers of ranks.
+
+A GPU without a table takes the table of the nearest measured one and scales what is not latency by the ratio of
+the links' achieved bandwidths: *estimated*, with a wider band.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from moesim.cluster import CLUSTERS, Cluster
+from moesim.cost import BASIS, ESTIMATED, Basis, Cost, FloatArray, cost
+from moesim.errors import MoesimError, choice
+from moesim.units import US
+
+OPS: Final = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all")
+BAND: Final = 0.17  # 1.645 x 10 % rms of log-log interpolation between points 4x apart (leave-out test)
+CARRIED_BAND: Final = 0.40  # another GPU's curve: not validated on this one
+# Whose curves stand in, by link kind and architecture, and the preset whose link they were measured on.
+_DONORS: Final = {
+    ("nvlink", "ampere"): "dgx-a100",
+    ("nvlink", "hopper"): "dgx-h100",
+    ("nvlink", "blackwell"): "hgx-b200",
+    ("pcie", ""): "pcie-l40s",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Curve:
+    """Seconds of one operation on ``ranks`` GPUs by bytes, both ascending."""
+
+    ranks: int
+    log_bytes: FloatArray
+    log_s: FloatArray
+
+    @property
+    def launch_s(self) -> float:
+        """Time of the smallest message."""
+        return float(np.exp(self.log_s[0]))
+
+    def seconds(self, size_bytes: FloatArray) -> FloatArray:
+        """Interpolated seconds."""
+        log_size = np.log(np.maximum(size_bytes, 1.0))
+        beyond = np.maximum(log_size - self.log_bytes[-1], 0.0)
+        return np.asarray(np.exp(np.interp(log_size, self.log_bytes, self.log_s) + beyond))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Curves:
+    """One operation on one cluster's node: curves by ranks, and how they apply to it."""
+
+    curves: tuple[Curve, ...]  # ascending ranks
+    slower: float  # the measured link's bandwidth over this one's
+    basis: Basis
+    band: float
+    source: str
+
+
+def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | float) -> Cost:
+    """Seconds of ``op`` on ``ranks`` GPUs of one node; ``bound_s`` is the wire bytes at the data-sheet peak."""
+    if op not in OPS:
+        raise choice("collective", op, OPS)
+    if not 1 <= ranks <= cluster.gpus_per_node:
+        raise MoesimError(
+            f"{op} on {ranks} ranks of one {cluster.name} node: choose 1 to {cluster.gpus_per_node}"
+        )
+    size = np.asarray(size_bytes, dtype=np.float64)
+    kind = cluster.scale_up.kind
+    if ranks == 1:
+        zero = np.zeros_like(size)
+        return cost(zero, 0.0, zero, kind, BASIS[cluster.scale_up.basis], "one rank exchanges nothing")
+    known = node_curves(cluster, op)
+    launch_s = float(_across_ranks(known.curves, op, ranks, np.zeros(())))
+    seconds = _across_ranks(known.curves, op, ranks, size)
+    seconds = launch_s + (seconds - launch_s) * known.slower
+    return cost(
+        seconds,
+        known.band if ranks in {curve.ranks for curve in known.curves} else max(known.band, 0.25),
+        floor_share(op, ranks) * size / cluster.scale_up.peak_bytes_per_s,
+        kind if np.mean(seconds) > 2 * launch_s else "launch",
+        known.basis,
+        known.source,
+    )
+
+
+def wire_share(op: str, ranks: int) -> float:
+    """Bytes that a rank sends in a ring over the message size: nccl-tests' bus-bandwidth factor."""
+    return (2.0 if op == "all_reduce" else 1.0) * (ranks - 1) / ranks
+
+
+def floor_share(op: str, ranks: int) -> float:
+    """Bytes that a rank must send at least. A switch that reduces (NVLS) spares all-reduce the second half."""
+    return 1.0 if op == "all_reduce" else (ranks - 1) / ranks
+
+
+def node_curves(cluster: Cluster, op: str) -> Curves:
+    """The curves of ``op`` for one node of this cluster: its own, or those of the nearest measured GPU."""
+    up = cluster.scale_up
+    donor = CLUSTERS[
+        _DONORS.get((up.kind, cluster.gpu.architecture if up.kind == "nvlink" else ""), "dgx-h100")
+    ]
+    slower = donor.scale_up.bandwidth_bytes_per_s / up.bandwidth_bytes_per_s
+    curves, basis, source = read_curves(donor.gpu.name, op)
+    if donor.gpu.name == cluster.gpu.name and abs(slower - 1.0) < 0.01:
+        return Curves(curves=curves, slower=1.0, basis=BASIS[basis], band=BAND, source=source)
+    carried = f"carried over from {donor.gpu.name} at {1 / slower:.2f} of its link bandwidth: {source}"
+    return Curves(curves=curves, slower=slower, basis=ESTIMATED, band=CARRIED_BAND, source=carried)
+
+
+@lru_cache(maxsize=64)
+def read_curves(gpu: str, op: str) -> tuple[tuple[Curve, ...], str, str]:
+    """The shipped curves of one GPU and operation, with their basis and source."""
+    rows = [row for row in _rows(_profiles() / gpu.lower() / "collectives.csv") if row["op"] == op]
+    curves = []
+    for ranks in sorted({int(row["ranks"]) for row in rows}):
+        points = sorted((float(r["bytes"]), float(r["time_us"])) for r in rows if int(r["ranks"]) == ranks)
+        size, time_us = np.array(points).T
+        time_us = np.minimum.accumulate(time_us[::-1])[::-1]  # never slower than a larger message
+        curves.append(Curve(ranks=ranks, log_bytes=np.log(size), log_s=np.log(time_us * US)))
+    return tuple(curves), rows[0]["basis"], f"{rows[0]['library']} on {gpu}, {rows[0]['source']}"
+
+
+def _across_ranks(curves: tuple[Curve, ...], op: str, ranks: int, size_bytes: FloatArray) -> FloatArray:
+    """At equal wire bytes, log-log between the nearest measured numbers of ranks; the last one beyond."""
+    below = [c for c in curves if c.ranks <= ranks] or [curves[0]]
+    above = [c for c in curves if c.ranks >= ranks] or [curves[-1]]
+    low, high = below[-1], above[0]
+    wire = wire_share(op, ranks) * size_bytes
+    at_low = low.seconds(wire / wire_share(op, low.ranks))
+    if low.ranks == high.ranks:
+        return at_low
+    at_high = high.seconds(wire / wire_share(op, high.ranks))
+    share = np.log(ranks / low.ranks) / np.log(high.ranks / low.ranks)
+    return np.asarray(at_low * (at_high / at_low) ** share)
+
+
+@lru_cache(maxsize=16)
+def _rows(path: Path) -> tuple[dict[str, str], ...]:
+    with path.open(newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def _profiles() -> Path:
+    checkout = Path(__file__).parents[2] / "hardware_profiles"
+    return checkout if checkout.is_dir() else Path(__file__).parents[1] / "hardware_profiles"
