@@ -52,7 +52,7 @@ def _shares(array: NDArray[Any], name: str, file: str) -> tuple[FloatArray, bool
         raise MoesimError(f"{file} holds {array.dtype} values: give numbers, [layer, expert]")
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise MoesimError(
-            f"{file} has shape {list(array.shape)}: give [layer, expert] counts or a [token, layer, choice] trace"
+            f"{file} has shape {list(array.shape)}: give [layer, expert] or [token, layer, choice]"
         )
     is_trace = array.ndim == 3 and name != _COUNTERS
     if is_trace:
