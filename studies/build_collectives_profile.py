@@ -1,9 +1,10 @@
 """Which published collective times does moesim ship, and how are they thinned?
 
-Reads ``comm_nccl_intranode_aic.csv`` (aiconfigurator-core 0.12.0, nccl-tests, Apache-2.0; ai-dynamo/aiconfigurator)
-from a folder of tables and writes, per GPU, ``hardware_profiles/<gpu>/collectives.csv`` (every second message
-size, first and last included) and ``collectives_held_out.csv`` (every fourth of the others), which no predictor
-reads and ``moesim validate`` judges on. Where a GPU was measured with two NCCL releases the newer one is kept.
+Reads ``comm_nccl_intranode_aic.csv`` (aiconfigurator-core 0.12.0, nccl-tests, Apache-2.0;
+ai-dynamo/aiconfigurator) from a folder of tables and writes, per GPU,
+``hardware_profiles/<gpu>/collectives.csv`` (every second message size, first and last included) and
+``collectives_held_out.csv`` (every fourth of the others), which no predictor reads and ``moesim validate``
+judges on. Where a GPU was measured with two NCCL releases the newer one is kept.
 
     python studies/build_collectives_profile.py FOLDER
 """

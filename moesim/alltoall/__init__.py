@@ -1,9 +1,11 @@
 """Where the all-to-all cost comes from.
 
-    tokens[src, expert]  --owner[expert]-->  copies[src, dst]  --algorithm-->  load of each link  -->  seconds
+    tokens[src, expert]  --owner[expert]-->  copies[src, dst]  --algorithm-->  load of each link  -->
+    seconds
 
-A token is copied to every rank that owns one of its experts; copies that stay on their rank are free. An algorithm
-decides which links a copy crosses. A phase lasts as long as its busiest link: in or out, NVLink or NIC. Then
+A token is copied to every rank that owns one of its experts; copies that stay on their rank are free. An
+algorithm decides which links a copy crosses. A phase lasts as long as its busiest link: in or out, NVLink
+or NIC. Then
 
     seconds = latency + sum over phases of  max over links of  load_bytes / achieved_bytes_per_s
     bound_s =           the same with data-sheet peaks and no latency

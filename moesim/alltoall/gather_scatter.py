@@ -2,8 +2,8 @@
 
     dispatch = all_gather(R x T x token_bytes)        combine = reduce_scatter(R x T x token_bytes)
 
-Routing does not change it: no skew, but R/h times the bytes of an exchange that sends each token once to each of
-its h ranks (1.5x at 8 ranks, 8.3x at 64 with top-8 of 256). vLLM's default for expert parallelism.
+Routing does not change it: no skew, but R/h times the bytes of an exchange that sends each token once to
+each of its h ranks (1.5x at 8 ranks, 8.3x at 64 with top-8 of 256). vLLM's default for expert parallelism.
 """
 
 import numpy as np

@@ -7,10 +7,10 @@
 
     seconds = 2 (a_k + 2 S / B_m) + curve(intra load) + a_n + NIC load / B_n
 
-S is the busiest rank's buffer, B_m the achieved copy bandwidth of memory. The phases follow one another. A NIC
-sends N - 1 messages of S/N instead of R - G messages of S/R: less latency, more copies. a_k = 4 us a kernel,
-a_n = 60 us and B_m = 0.72 of the memory's peak are assumptions; Tutel's padding to the expert capacity is not
-added: what counts is what the routing sends.
+S is the busiest rank's buffer, B_m the achieved copy bandwidth of memory. The phases follow one another. A
+NIC sends N - 1 messages of S/N instead of R - G messages of S/R: less latency, more copies. a_k = 4 us a
+kernel, a_n = 60 us and B_m = 0.72 of the memory's peak are assumptions; Tutel's padding to the expert
+capacity is not added: what counts is what the routing sends.
 """
 
 from typing import Final
@@ -46,7 +46,8 @@ def hierarchical(cluster: Cluster, group: Group, traffic: Traffic, direction: st
         peak_copies_s + intra.bound_s + outside / out.peak_bytes_per_s,
         max(phases, key=lambda name: float(np.mean(phases[name]))),
         ESTIMATED,
-        f"2dh {direction} model (Tutel), {INTER_START_S / US:.0f} us a network phase assumed; {intra.source}; nic: {out.source}",
+        f"2dh {direction} model (Tutel), {INTER_START_S / US:.0f} us a network phase assumed; "
+        f"{intra.source}; nic: {out.source}",
     )
 
 

@@ -1,12 +1,13 @@
 """Linear: every rank sends to every rank at once, as NCCL's grouped send/receive does.
 
     one node         the measured NCCL all-to-all curve, read at the bytes of the busiest rank:
-                     seconds = curve(busiest x R/(R-1)), since R ranks that send S each put S (R-1)/R on a link
+                     seconds = curve(busiest x R/(R-1)), since R ranks that send S each put S (R-1)/R on a
+                     link
     several nodes    seconds = a0 + g (R-1) + max(NVLink load / B_v, NIC load / B_n)
 
-a0 = 130 us and g = 0.3 us per peer are assumptions: a0 from the half-size of SimAI's all-to-all efficiency table
-(6 MB at 4-8 nodes of ConnectX-7, 110-140 us), g as the cost of posting one more message. With equal loads the
-bandwidth term gives nccl-tests' bus bandwidth B_n (R-1)/(R-G), G ranks a node.
+a0 = 130 us and g = 0.3 us per peer are assumptions: a0 from the half-size of SimAI's all-to-all efficiency
+table (6 MB at 4-8 nodes of ConnectX-7, 110-140 us), g as the cost of posting one more message. With equal
+loads the bandwidth term gives nccl-tests' bus bandwidth B_n (R-1)/(R-G), G ranks a node.
 """
 
 from typing import Final
@@ -41,7 +42,8 @@ def linear(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> 
         np.maximum(inside / up.peak_bytes_per_s, outside / out.peak_bytes_per_s),
         waits if np.mean(np.maximum(up_s, out_s)) > latency_s else "launch",
         ESTIMATED,
-        f"linear {direction} model, start {START_S / US:.0f} us and {PER_PEER_S / US} us a peer assumed; nic: {out.source}",
+        f"linear {direction} model, {START_S / US:.0f} us and {PER_PEER_S / US:.1f} us a peer assumed; "
+        f"nic: {out.source}",
     )
 
 

@@ -13,7 +13,8 @@ from moesim.errors import MoesimError
 class Traffic:
     """Token copies between the ranks of a group, in one all-to-all or in a batch of them.
 
-    copies[..., src, dst]   copies of src's tokens for experts on dst; the diagonal stays on its rank and is free
+    copies[..., src, dst]   copies of src's tokens for experts on dst; the diagonal stays on its rank and
+                            is free
     tokens                  tokens per source rank before copying (all-gather moves these)
     token_bytes             bytes of one copy: hidden x dtype, scales included
     """
@@ -28,14 +29,14 @@ class Traffic:
             raise MoesimError(f"copies of shape {shape}: give [..., src rank, dst rank]")
         if self.token_bytes <= 0 or self.tokens < 0:
             raise MoesimError(
-                f"{self.tokens} tokens of {self.token_bytes} bytes: give zero or more tokens of more than 0 bytes"
+                f"{self.tokens} tokens of {self.token_bytes} bytes: at least 0 of more than 0 bytes"
             )
 
 
 def copies_by_rank(
     tokens: NDArray[np.integer] | FloatArray, owner: NDArray[np.integer], ranks: int
 ) -> FloatArray:
-    """``tokens[..., src, expert]`` and ``owner[expert]`` -> ``copies[..., src, dst]``, one copy per choice."""
+    """``tokens[..., src, expert]``, ``owner[expert]`` -> ``copies[..., src, dst]``, one copy per choice."""
     order = np.argsort(owner, kind="stable")
     edges = np.searchsorted(owner[order], np.arange(ranks + 1))  # first expert of each rank
     in_order = tokens if np.array_equal(order, np.arange(len(owner))) else tokens[..., order]
@@ -45,7 +46,7 @@ def copies_by_rank(
 
 
 def sent_and_received(traffic: Traffic) -> tuple[FloatArray, FloatArray]:
-    """Bytes that each rank sends to, and receives from, other ranks: ``[..., rank]`` twice. Sums are equal."""
+    """Bytes that each rank sends to and receives from others: ``[..., rank]`` twice, with equal sums."""
     stays = np.diagonal(traffic.copies, axis1=-2, axis2=-1)
     sent = traffic.copies.sum(axis=-1) - stays
     received = traffic.copies.sum(axis=-2) - stays

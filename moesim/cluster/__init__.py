@@ -16,12 +16,13 @@ from pathlib import Path
 
 from moesim.cluster.arrays import LinkArrays, link_arrays
 from moesim.cluster.graph import graph
-from moesim.cluster.nouns import Cluster, Gpu, Group, Link
+from moesim.cluster.nouns import Cluster, Gpu, Group, Link, check_group
 from moesim.cluster.presets import CLUSTERS, GPUS
 from moesim.errors import choice
 
 __all__ = [
-    "CLUSTERS", "GPUS", "Cluster", "Gpu", "Group", "Link", "LinkArrays", "graph", "link_arrays", "load_cluster",
+    "CLUSTERS", "GPUS", "Cluster", "Gpu", "Group", "Link", "LinkArrays", "check_group", "graph",
+    "link_arrays", "load_cluster",
 ]  # fmt: skip
 
 

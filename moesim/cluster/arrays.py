@@ -16,7 +16,7 @@ FAMILIES = ("scale_up_out", "scale_up_in", "nic_out", "nic_in")
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class LinkArrays:
-    """node[gpu], rail[gpu]; capacity_bytes_per_s[family, gpu] and latency_s[family] in the order of FAMILIES."""
+    """node[gpu], rail[gpu]; capacity_bytes_per_s[family, gpu], latency_s[family]; family as in FAMILIES."""
 
     node: NDArray[np.int64]
     rail: NDArray[np.int64]

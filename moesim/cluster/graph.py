@@ -3,8 +3,8 @@
     gpu  <->  switch (NVSwitch or PCIe, one per node)          kind "nvlink" or "pcie"
     gpu  <->  nic  <->  leaf (one per rail)  <->  spine        kind "pcie", "nic", "uplink"
 
-GPU g of every node shares NIC ``g * nics // gpus`` and so its rail. Leaves are not oversubscribed: a leaf has as
-much bandwidth up as down. The latency of a message is the sum along its path.
+GPU g of every node shares NIC ``g * nics // gpus`` and so its rail. Leaves are not oversubscribed: a leaf
+has as much bandwidth up as down. The latency of a message is the sum along its path.
 """
 
 from typing import TYPE_CHECKING

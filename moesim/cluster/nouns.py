@@ -80,11 +80,16 @@ class Cluster:
                 raise MoesimError(f"cluster {self.name}: {what} {count}: give a whole number of at least 1")
         if self.nodes > 1 and self.scale_out is None:
             raise MoesimError(
-                f"cluster {self.name} has {self.nodes} nodes and no scale_out link: describe its NICs or use 1 node"
+                f"cluster {self.name} has {self.nodes} nodes and no scale_out link: describe its NICs"
+            )
+        if self.scale_up.kind == "nic" or (self.scale_out is not None and self.scale_out.kind != "nic"):
+            raise MoesimError(
+                f"cluster {self.name}: scale_up is nvlink or pcie, scale_out is nic: correct the kinds"
             )
         if (self.scale_out is None) != (self.nics_per_node == 0) or self.nics_per_node < 0:
             raise MoesimError(
-                f"cluster {self.name}: nics_per_node {self.nics_per_node}: give at least 1 with a scale_out link, else 0"
+                f"cluster {self.name}: nics_per_node {self.nics_per_node}: "
+                "give at least 1 with a scale_out link, else 0"
             )
         if self.gpu_hour_price is not None:
             _positive(f"cluster {self.name} gpu_hour_price", self.gpu_hour_price)
@@ -120,12 +125,13 @@ def check_group(cluster: Cluster, group: Group) -> None:
     """Refuse a group that the cluster cannot hold."""
     if group.per_node > cluster.gpus_per_node:
         raise MoesimError(
-            f"a group with {group.per_node} ranks a node on {cluster.name}: its nodes have {cluster.gpus_per_node} GPUs"
+            f"a group with {group.per_node} ranks a node on {cluster.name}: "
+            f"its nodes have {cluster.gpus_per_node} GPUs"
         )
     if group.size > cluster.gpus or group.nodes > cluster.nodes:
         raise MoesimError(
-            f"a group of {group.size} ranks on {group.nodes} nodes does not fit {cluster.name} with {cluster.nodes} "
-            f"nodes of {cluster.gpus_per_node} GPUs: add nodes or make the group smaller"
+            f"a group of {group.size} ranks on {group.nodes} nodes does not fit {cluster.name} with "
+            f"{cluster.nodes} nodes of {cluster.gpus_per_node} GPUs: add nodes or make the group smaller"
         )
 
 

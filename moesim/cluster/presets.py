@@ -6,12 +6,14 @@ messages achieve, from published measurements:
 * NVLink: busbw of NCCL alltoall inside one node (aiconfigurator-core 0.12.0, nccl-tests, Apache-2.0).
 * NIC: ConnectX-7 at 400 Gb/s carries 46-49 GB/s (NCCL maintainers, nccl-tests issues 267 and 290) and
   47-48 GB/s in DeepEP low-latency at 2, 4 and 8 nodes: 48 of 50.
-* Latency: send/recv intercepts of Vidur (microsoft/vidur 7d47513): H100 7.7 us inside a node, 19.9 us across.
+* Latency: send/recv intercepts of Vidur (microsoft/vidur 7d47513): H100 7.7 us inside a node, 19.9 us
+across.
 """
 
+from dataclasses import replace
 from typing import Final
 
-from moesim.cluster.nouns import Cluster, Gpu, Link
+from moesim.cluster.nouns import BasisName, Cluster, Gpu, Link, LinkKind
 from moesim.units import GB, GIB, TB, TFLOPS, US
 
 _SHEET: Final = "NVIDIA data sheet as collected in aiconfigurator-core 0.12.0 systems/*.yaml (Apache-2.0)"
@@ -63,37 +65,73 @@ GPUS: Final = {
 }
 
 _NCCL: Final = "busbw of NCCL alltoall on 8 GPUs, aiconfigurator-core 0.12.0 (nccl-tests)"
+_NDR_GB_S: Final = "46-49 GB/s of 50: NCCL maintainers, nccl-tests issues 267 and 290"
 _VIDUR: Final = "latency: send/recv intercept, microsoft/vidur 7d47513"
+_ASSUMED_NIC: Final = "92 % of the data sheet and the latency of H100's NICs assumed"
 
 
-def _nvlink(bandwidth: float, peak: float, latency_us: float, basis: str, source: str) -> Link:
-    """GB/s per GPU and direction."""
-    return _link("nvlink", bandwidth, peak, latency_us, basis, source)
-
-
-def _link(kind: str, bandwidth: float, peak: float, latency_us: float, basis: str, source: str) -> Link:
+def _link(
+    kind: LinkKind, gb_s: tuple[float, float], latency_us: float, basis: BasisName, source: str
+) -> Link:
+    """``gb_s``: achieved and peak GB/s per GPU and direction."""
     return Link(
-        kind=kind,  # type: ignore[arg-type]  # checked at birth
+        kind=kind,
         latency_s=latency_us * US,
-        bandwidth_bytes_per_s=bandwidth * GB,
-        peak_bytes_per_s=peak * GB,
-        basis=basis,  # type: ignore[arg-type]  # checked at birth
+        bandwidth_bytes_per_s=gb_s[0] * GB,
+        peak_bytes_per_s=gb_s[1] * GB,
+        basis=basis,
         source=source,
     )
 
 
-_NDR: Final = _link(
-    "nic", 48.0, 50.0, 19.9, "published",
-    f"one ConnectX-7 (400 Gb/s) per GPU; 46-49 GB/s: NCCL maintainers, nccl-tests issues 267 and 290; {_VIDUR}, H100 across nodes",
+_NVLINK3: Final = _link(
+    "nvlink", (203, 300), 13.4, "published", f"NVLink3, 600 GB/s both ways; {_NCCL}; {_VIDUR}, DGX A100"
+)
+_NVLINK4: Final = _link(
+    "nvlink", (320, 450), 7.7, "published",
+    f"NVLink4, 900 GB/s both ways; {_NCCL}: 315-332 GB/s at 512 MiB; {_VIDUR}, DGX H100",
+)  # fmt: skip
+_NVLINK4_H800: Final = _link(
+    "nvlink", (160, 200), 7.7, "published",
+    "NVLink4 cut to 400 GB/s both ways; about 160 GB/s: DeepEP README; latency of DGX H100",
+)  # fmt: skip
+_NVLINK5: Final = _link(
+    "nvlink",
+    (563, 900),
+    11.5,
+    "published",
+    f"NVLink5, 1800 GB/s both ways; {_NCCL}; latency: smallest messages",
+)
+_PCIE4: Final = _link(
+    "pcie", (22, 32), 20.0, "published",
+    "PCIe 4.0 x16; NCCL alltoall of 2 L40S, aiconfigurator-core 0.12.0 (nccl-tests); latency assumed",
 )  # fmt: skip
 _HDR: Final = _link(
-    "nic", 23.0, 25.0, 19.9, "estimated",
-    "one ConnectX-6 (200 Gb/s) per GPU, DGX A100 data sheet; 23 of 25 GB/s assumed as for ConnectX-7; latency of H100's NICs",
+    "nic", (23, 25), 19.9, "estimated",
+    f"one ConnectX-6 (200 Gb/s) per GPU, DGX A100 data sheet; {_ASSUMED_NIC}",
 )  # fmt: skip
-_NVLINK4: Final = (320.0, 450.0, 7.7)
+_NDR: Final = _link(
+    "nic", (48, 50), 19.9, "published",
+    f"one ConnectX-7 (400 Gb/s) per GPU; {_NDR_GB_S}; {_VIDUR}, DGX H100 across nodes",
+)  # fmt: skip
+_TWO_200G: Final = _link(
+    "nic", (5.75, 6.25), 19.9, "estimated", f"2 x 200 Gb/s a node assumed, shared by 8 GPUs; {_ASSUMED_NIC}"
+)
+_ONE_100G: Final = _link(
+    "nic",
+    (1.4375, 1.5625),
+    19.9,
+    "estimated",
+    f"1 x 100 Gb/s a node assumed, shared by 8 GPUs; {_ASSUMED_NIC}",
+)
 
 
-def _preset(name: str, gpu: str, gpus_per_node: int, scale_up: Link, scale_out: Link, nics: int) -> Cluster:
+def _carried(link: Link, from_what: str) -> Link:
+    return replace(link, basis="estimated", source=f"carried over from {from_what}: {link.source}")
+
+
+def _preset(name: str, gpu: str, gpus_per_node: int, links: tuple[Link, Link], nics: int) -> Cluster:
+    scale_up, scale_out = links
     return Cluster(
         name=name,
         gpu=GPUS[gpu],
@@ -109,47 +147,13 @@ def _preset(name: str, gpu: str, gpus_per_node: int, scale_up: Link, scale_out: 
 CLUSTERS: Final = {
     cluster.name: cluster
     for cluster in (
-        _preset(
-            "dgx-a100", "A100", 8,
-            _nvlink(203.0, 300.0, 13.4, "published", f"NVLink3, 600 GB/s both ways; {_NCCL}; {_VIDUR}, DGX A100"),
-            _HDR, 8,
-        ),
-        _preset(
-            "dgx-h100", "H100", 8,
-            _nvlink(*_NVLINK4, "published", f"NVLink4, 900 GB/s both ways; {_NCCL}: 281-330 GB/s; {_VIDUR}, DGX H100"),
-            _NDR, 8,
-        ),
-        _preset(
-            "dgx-h200", "H200", 8,
-            _nvlink(*_NVLINK4, "estimated", f"NVLink4, 900 GB/s both ways; carried over from H100: {_NCCL}; {_VIDUR}, DGX H100"),
-            _NDR, 8,
-        ),
-        _preset(
-            "hgx-h800", "H800", 8,
-            _nvlink(160.0, 200.0, 7.7, "published", "NVLink4 cut to 400 GB/s both ways; about 160 GB/s: DeepEP README; latency of H100"),
-            _NDR, 8,
-        ),
-        _preset(
-            "hgx-b200", "B200", 8,
-            _nvlink(563.0, 900.0, 11.5, "published", f"NVLink5, 1800 GB/s both ways; {_NCCL}; latency: its smallest messages"),
-            _NDR, 8,
-        ),
-        _preset(
-            "gb200-nvl72", "GB200", 72,
-            _nvlink(563.0, 900.0, 11.5, "estimated", "NVLink5, 1800 GB/s both ways, one domain of 72 GPUs; carried over from HGX B200"),
-            _NDR, 72,
-        ),
-        _preset(
-            "pcie-l40s", "L40S", 8,
-            _link("pcie", 21.0, 32.0, 20.0, "published", "PCIe 4.0 x16; 20-22 GB/s between 2 GPUs, NCCL, aiconfigurator-core 0.12.0 (nccl-tests)"),
-            _link("nic", 5.75, 6.25, 19.9, "estimated", "assumed: 2 x 200 Gb/s a node, shared by 8 GPUs, 92 % achieved; latency of H100's NICs"),
-            2,
-        ),
-        _preset(
-            "pcie-a30", "A30", 8,
-            _link("pcie", 21.0, 32.0, 20.0, "estimated", "PCIe 4.0 x16; carried over from 8 x L40S"),
-            _link("nic", 1.45, 1.5625, 19.9, "estimated", "assumed: 1 x 100 Gb/s a node, shared by 8 GPUs, 92 % achieved; latency of H100's NICs"),
-            1,
-        ),
+        _preset("dgx-a100", "A100", 8, (_NVLINK3, _HDR), 8),
+        _preset("dgx-h100", "H100", 8, (_NVLINK4, _NDR), 8),
+        _preset("dgx-h200", "H200", 8, (_carried(_NVLINK4, "H100"), _NDR), 8),
+        _preset("hgx-h800", "H800", 8, (_NVLINK4_H800, _NDR), 8),
+        _preset("hgx-b200", "B200", 8, (_NVLINK5, _NDR), 8),
+        _preset("gb200-nvl72", "GB200", 72, (_carried(_NVLINK5, "8 x B200"), _NDR), 72),
+        _preset("pcie-l40s", "L40S", 8, (_PCIE4, _TWO_200G), 2),
+        _preset("pcie-a30", "A30", 8, (_carried(_PCIE4, "8 x L40S"), _ONE_100G), 1),
     )
-}  # fmt: skip
+}

@@ -3,8 +3,8 @@
     inside a node    the measured NCCL curve of this GPU, operation and group size      curves
     across nodes     launch + steps x step latency + max(NVLink part, NIC part)         hierarchical
 
-Message sizes follow nccl-tests: all-gather counts the gathered output, reduce-scatter its input, all-reduce the
-buffer. All functions take arrays of bytes. A group of one rank costs nothing.
+Message sizes follow nccl-tests: all-gather counts the gathered output, reduce-scatter its input,
+all-reduce the buffer. All functions take arrays of bytes. A group of one rank costs nothing.
 """
 
 from moesim.collectives.curves import in_node

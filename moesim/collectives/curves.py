@@ -1,13 +1,14 @@
 """Measured NCCL curves inside a node: seconds by operation, ranks and bytes.
 
-Between two measured sizes: a straight line in log-log. Below the smallest: its time (latency). Above the largest:
-its bandwidth. A larger message never takes less time: a spike below a faster, larger message is taken as noise.
+Between two measured sizes: a straight line in log-log. Below the smallest: its time (latency). Above the
+largest: its bandwidth. A larger message never takes less time: a spike below a faster, larger message is
+taken as noise.
 
-Other numbers of ranks are read at equal *wire* bytes, ``bytes x (n-1)/n`` (twice that for all-reduce), which every
-rank sends on its link, and interpolated between the two nearest measured numbers of ranks.
+Other numbers of ranks are read at equal *wire* bytes, ``bytes x (n-1)/n`` (twice that for all-reduce),
+which every rank sends on its link, and interpolated between the two nearest measured numbers of ranks.
 
-A GPU without a table takes the table of the nearest measured one and scales what is not latency by the ratio of
-the links' achieved bandwidths: *estimated*, with a wider band.
+A GPU without a table takes the table of the nearest measured one and scales what is not latency by the
+ratio of the links' achieved bandwidths: *estimated*, with a wider band.
 """
 
 import csv
@@ -21,8 +22,10 @@ import numpy as np
 from moesim.cluster import CLUSTERS, Cluster
 from moesim.cost import BASIS, ESTIMATED, Basis, Cost, FloatArray, cost
 from moesim.errors import MoesimError, choice
+from moesim.profile import profiles_folder
 from moesim.units import US
 
+COLUMNS: Final = ("op", "ranks", "bytes", "library", "time_us", "basis", "source")
 OPS: Final = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all")
 BAND: Final = 0.17  # 1.645 x 10 % rms of log-log interpolation between points 4x apart (leave-out test)
 CARRIED_BAND: Final = 0.40  # another GPU's curve: not validated on this one
@@ -67,7 +70,7 @@ class Curves:
 
 
 def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | float) -> Cost:
-    """Seconds of ``op`` on ``ranks`` GPUs of one node; ``bound_s`` is the wire bytes at the data-sheet peak."""
+    """Seconds of ``op`` on ``ranks`` GPUs of one node, bounded by the data-sheet peak."""
     if op not in OPS:
         raise choice("collective", op, OPS)
     if not 1 <= ranks <= cluster.gpus_per_node:
@@ -99,7 +102,7 @@ def wire_share(op: str, ranks: int) -> float:
 
 
 def floor_share(op: str, ranks: int) -> float:
-    """Bytes that a rank must send at least. A switch that reduces (NVLS) spares all-reduce the second half."""
+    """Bytes that a rank must send at least: a switch that reduces (NVLS) halves all-reduce's."""
     return 1.0 if op == "all_reduce" else (ranks - 1) / ranks
 
 
@@ -117,10 +120,16 @@ def node_curves(cluster: Cluster, op: str) -> Curves:
     return Curves(curves=curves, slower=slower, basis=ESTIMATED, band=CARRIED_BAND, source=carried)
 
 
-@lru_cache(maxsize=64)
 def read_curves(gpu: str, op: str) -> tuple[tuple[Curve, ...], str, str]:
-    """The shipped curves of one GPU and operation, with their basis and source."""
-    rows = [row for row in _rows(_profiles() / gpu.lower() / "collectives.csv") if row["op"] == op]
+    """The measured curves of one GPU and operation, with their basis and source."""
+    return _read_curves(profiles_folder() / gpu.lower() / "collectives.csv", gpu, op)
+
+
+@lru_cache(maxsize=64)
+def _read_curves(path: Path, gpu: str, op: str) -> tuple[tuple[Curve, ...], str, str]:
+    rows = [row for row in _rows(path) if row["op"] == op]
+    if not rows:
+        raise MoesimError(f"{path} has no rows of {op}: restore it")
     curves = []
     for ranks in sorted({int(row["ranks"]) for row in rows}):
         points = sorted((float(r["bytes"]), float(r["time_us"])) for r in rows if int(r["ranks"]) == ranks)
@@ -146,10 +155,21 @@ def _across_ranks(curves: tuple[Curve, ...], op: str, ranks: int, size_bytes: Fl
 
 @lru_cache(maxsize=16)
 def _rows(path: Path) -> tuple[dict[str, str], ...]:
-    with path.open(newline="") as file:
-        return tuple(csv.DictReader(file))
-
-
-def _profiles() -> Path:
-    checkout = Path(__file__).parents[2] / "hardware_profiles"
-    return checkout if checkout.is_dir() else Path(__file__).parents[1] / "hardware_profiles"
+    """The table's lines, with every column there and every number above zero."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = tuple(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoesimError(f"cannot read {path}: {error}; restore it") from None
+    for line, row in enumerate(rows, 2):
+        for column in COLUMNS:
+            if row.get(column) is None:
+                raise MoesimError(
+                    f"{path} line {line} has no {column!r}: its columns are {', '.join(COLUMNS)}"
+                )
+        for column in ("ranks", "bytes", "time_us"):
+            if not row[column].replace(".", "", 1).isdigit() or float(row[column]) <= 0:
+                raise MoesimError(
+                    f"{path} line {line} column {column!r}: {row[column]!r} must be a number above 0"
+                )
+    return rows

@@ -3,14 +3,16 @@
     seconds = launch + steps x step_s + max(node_s - launch, nic_s)
 
     all-reduce       node_s: the node's all-reduce curve (NVLS where NCCL used it) of the whole buffer S
-                     nic_s:  ring 2 (N-1)/N x S/G / B_n, steps 2 (N-1);  tree 2 x S/G / B_n, steps 2 ceil(log2 N)
-    all-gather,      node_s: the node's curve of the gathered bytes S (what came by NIC is forwarded by NVLink)
+                     nic_s:  ring 2 (N-1)/N x S/G / B_n, steps 2 (N-1);  tree 2 x S/G / B_n, steps 2
+                     ceil(log2 N)
+    all-gather,      node_s: the node's curve of the gathered bytes S (what came by NIC is forwarded by
+                     NVLink)
     reduce-scatter   nic_s:  ring (N-1)/N x S/G / B_n, steps N-1
 
-N nodes of G ranks, B_n NIC bytes/s per GPU. NCCL takes the faster of ring and tree, and pipelines chunks, so the
-busier link decides. Sources: NCCL src/graph/tuning.cc (ring and tree steps); SimAI ratio tables: 4-7 us per step,
-which is 0.28 of the 19.9 us that an H100 send/recv across nodes takes with its launch (Vidur). The sum is a model,
-not a measurement: *estimated*.
+N nodes of G ranks, B_n NIC bytes/s per GPU. NCCL takes the faster of ring and tree, and pipelines chunks,
+so the busier link decides. Sources: NCCL src/graph/tuning.cc (ring and tree steps); SimAI ratio tables:
+4-7 us per step, which is 0.28 of the 19.9 us that an H100 send/recv across nodes takes with its launch
+(Vidur). The sum is a model, not a measurement: *estimated*.
 """
 
 from typing import Final
@@ -25,7 +27,7 @@ from moesim.errors import MoesimError
 
 STEP_SHARE: Final = 0.28  # a ring step's latency over a send/recv's: 5.5 us of 19.9 us
 BAND: Final = 0.40
-# send/recv of one pair over what all-to-all achieves on NVLink: 357 over 320 GB/s on H100, 280 over 203 on A100 (Vidur)
+# send/recv of one pair (Vidur) over what all-to-all achieves: 357 over 320 GB/s, 280 over 203 GB/s
 _ONE_PAIR: Final = {"hopper": 357.0 / 320.0, "ampere": 280.0 / 203.0}
 
 

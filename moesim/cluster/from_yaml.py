@@ -1,0 +1,176 @@
+"""A user's own cluster from YAML: read safely, every key checked, quantities with their units.
+
+name: lab
+gpu: H200                 # a GPU that moesim knows, or all of it:
+# gpu: {name: X1, architecture: hopper, memory: 96GiB, memory_bandwidth: 4TB/s, flops: {bf16: 700TFLOP/s},
+#       sms: 132, l2: 50MiB, source: "..."}
+nodes: 2
+gpus_per_node: 8
+scale_up:  {kind: nvlink, latency: 8us, bandwidth: 320GB/s, peak: 450GB/s, source: "nccl-tests, our
+machine"} scale_out: {kind: nic, latency: 20us, bandwidth: 45GB/s, peak: 400Gb/s, source: "..."}   # per GPU
+nics_per_node: 8
+gpu_hour_price: 2.5       # optional, with its source
+gpu_hour_price_source: "our invoice"
+source: "who wrote this, from what"
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
+
+from moesim import units
+from moesim.cluster.nouns import BasisName, Cluster, Gpu, Link, LinkKind
+from moesim.cluster.presets import GPUS
+from moesim.errors import MoesimError, choice
+
+
+def _with_unit(read: Callable[[str], float]) -> BeforeValidator:
+    def parse(text: object) -> float:
+        try:
+            return read(str(text))
+        except MoesimError as error:
+            raise ValueError(str(error)) from None
+
+    return BeforeValidator(parse)
+
+
+_Seconds = Annotated[float, _with_unit(units.seconds)]
+_Bytes = Annotated[float, _with_unit(units.size_bytes)]
+_BytesPerS = Annotated[float, _with_unit(units.bytes_per_s)]
+_FlopsPerS = Annotated[float, _with_unit(units.flops_per_s)]
+_Count = Annotated[StrictInt, Field(ge=1)]
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _GpuKeys(_Keys):
+    name: _Text
+    architecture: _Text
+    memory: _Bytes
+    memory_bandwidth: _BytesPerS
+    flops: dict[str, _FlopsPerS]
+    sms: _Count
+    l2: _Bytes
+    source: _Text
+
+
+class _LinkKeys(_Keys):
+    kind: LinkKind
+    latency: _Seconds
+    bandwidth: _BytesPerS
+    peak: _BytesPerS
+    basis: BasisName = "estimated"
+    source: _Text
+
+
+class _ClusterKeys(_Keys):
+    name: _Text
+    gpu: str | dict[str, Any]
+    nodes: _Count = 1
+    gpus_per_node: _Count
+    scale_up: _LinkKeys
+    scale_out: _LinkKeys | None = None
+    nics_per_node: Annotated[StrictInt, Field(ge=0)] = 0
+    gpu_hour_price: Annotated[float, Field(gt=0)] | None = None
+    gpu_hour_price_source: str = ""
+    source: _Text
+
+
+def read_cluster(path: Path) -> Cluster:
+    """The cluster in one YAML file. MoesimError names the file, the key, the value and what to do."""
+    keys = _checked(_ClusterKeys, _load(path), f"{path}: ")
+    if keys.gpu_hour_price is not None and not keys.gpu_hour_price_source:
+        raise MoesimError(
+            f"{path}: gpu_hour_price {keys.gpu_hour_price} has no source: add gpu_hour_price_source"
+        )
+    try:
+        return Cluster(
+            name=keys.name,
+            gpu=_gpu(keys.gpu, path),
+            nodes=keys.nodes,
+            gpus_per_node=keys.gpus_per_node,
+            scale_up=_link(keys.scale_up),
+            scale_out=None if keys.scale_out is None else _link(keys.scale_out),
+            nics_per_node=keys.nics_per_node,
+            gpu_hour_price=keys.gpu_hour_price,
+            gpu_hour_price_source=keys.gpu_hour_price_source,
+            source=keys.source,
+        )
+    except MoesimError as error:
+        raise MoesimError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _load(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoesimError(f"cannot read the cluster file {path}: {error}; check the path") from None
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise MoesimError(f"{path} is not YAML: {line}; correct it") from None
+
+
+_KeysT = TypeVar("_KeysT", bound=_Keys)
+
+
+def _checked(model: type[_KeysT], raw: object, where: str) -> _KeysT:
+    if not isinstance(raw, dict):
+        raise MoesimError(f"{where}{raw!r} is not a mapping: write {', '.join(model.model_fields)}")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise MoesimError(where + _one_line(first["type"], first, model)) from None
+
+
+def _one_line(what: str, error: Any, model: type[_Keys]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if what == "extra_forbidden":
+        known = _known_keys(model, error["loc"][:-1])
+        return f"{key}: {choice('key', str(error['loc'][-1]), known)}"
+    if what == "missing":
+        return f"{key} is missing: add it"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message}" if what == "value_error" else f"{key} {error['input']!r}: {message}"
+
+
+def _known_keys(model: type[_Keys], parents: tuple[str | int, ...]) -> list[str]:
+    inner = {"scale_up": _LinkKeys, "scale_out": _LinkKeys}
+    return list((inner[str(parents[0])] if parents else model).model_fields)
+
+
+def _gpu(stated: str | dict[str, Any], path: Path) -> Gpu:
+    if isinstance(stated, str):
+        if stated not in GPUS:
+            raise MoesimError(
+                f"{path}: gpu: {choice('GPU', stated, list(GPUS))}, or describe it as a mapping"
+            )
+        return GPUS[stated]
+    keys = _checked(_GpuKeys, stated, f"{path}: gpu.")
+    return Gpu(
+        name=keys.name,
+        architecture=keys.architecture,
+        memory_bytes=keys.memory,
+        memory_bytes_per_s=keys.memory_bandwidth,
+        flops=keys.flops,
+        sms=keys.sms,
+        l2_bytes=keys.l2,
+        source=keys.source,
+    )
+
+
+def _link(keys: _LinkKeys) -> Link:
+    return Link(
+        kind=keys.kind,
+        latency_s=keys.latency,
+        bandwidth_bytes_per_s=keys.bandwidth,
+        peak_bytes_per_s=keys.peak,
+        basis=keys.basis,
+        source=keys.source,
+    )
