@@ -11,6 +11,7 @@ that a CSV holds adds up. A counter of three axes named logical_count is [step, 
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile
@@ -162,12 +163,14 @@ def _csv(path: Path, part: str) -> tuple[NDArray[Any], str]:
     return counts, ""
 
 
-def _amount_column(columns: Any, file: str) -> str:
+def _amount_column(columns: Sequence[str], file: str) -> str:
     missing = [name for name in ("layer", "expert") if name not in columns]
     found = [name for name in AMOUNTS if name in columns]
     if missing or not found:
         wanted = missing[0] if missing else " or ".join(AMOUNTS)
-        raise MoesimError(f"{file} has no column {wanted}: add it to {', '.join(columns)}")
+        raise MoesimError(
+            f"{file} has no column {wanted}: its columns are {', '.join(columns[:8]) or 'none'}"
+        )
     return found[0]
 
 

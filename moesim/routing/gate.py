@@ -9,8 +9,9 @@ expected load is the measured one: pi = k p, except that no expert gets a token 
 One token is drawn by systematic sampling in a random order of the experts (Madow 1949): lay the pi end
 to end on a line of length k, and pick where u, u + 1, ..., u + k - 1 fall. This picks k different experts
 with chance exactly pi each. Tokens that share an order fall into the cells between borders by one
-multinomial draw, whatever their number. Large arrays of large counts use a rounded normal with the same
-mean and variance instead.
+multinomial draw, whatever their number. Means, variances and covariances of the counts are those of
+independent tokens; the tokens of one source rank share a few orders, so their largest count is a little low
+when all experts are equally popular. Large arrays of large counts use a rounded normal instead.
 """
 
 from typing import Final
@@ -139,10 +140,7 @@ def _rounded_normal(
     off[draw, :, expert] = few - mean[draw, expert][:, None]
     off -= off.sum(axis=-1, keepdims=True) * share[:, None]
     off += mean[:, None]
-    reached = np.cumsum(off, axis=-1, out=off)
-    reached += rng.random((len(chance), ranks, 1))
-    borders = np.floor(reached, out=reached).astype(np.int64)
-    borders[..., -1] = round(float(chance[0].sum())) * tokens
+    borders = np.rint(np.cumsum(off, axis=-1, out=off)).astype(np.int64)  # the last is T k
     counts = np.diff(borders, axis=-1, prepend=0)
     wrong = ((counts < 0) | (counts > tokens)).any(axis=-1)
     if wrong.any():

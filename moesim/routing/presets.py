@@ -84,7 +84,7 @@ def parse_routing(text: str) -> Routing:
     if text in MEASURED:
         return _preset(text)
     path = Path(text.partition("#")[0])
-    if path.is_file():
+    if _is_file(path):
         load, is_trace = read_load(path, text.partition("#")[2])
         return Routing(
             kind="trace" if is_trace else "histogram", load=load, name=text, source=f"measured: {path.name}"
@@ -92,6 +92,13 @@ def parse_routing(text: str) -> Routing:
     if path.suffix or path.parent != Path():
         raise MoesimError(f"no routing file {str(path)!r}: give the path of a .csv, .json, .npy or .npz file")
     raise choice("routing", text, ["uniform", "zipf:1.2", "lognormal:0.5", *MEASURED, "a path to a file"])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
 
 
 def _parameter(kind: str, text: str) -> float:
