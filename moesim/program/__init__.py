@@ -1,0 +1,30 @@
+"""What overlaps with what: ops on streams.
+
+    ops.py       Op, Program, Builder
+    layer.py     one layer, forward or backward: attention, dispatch, experts, combine in n chunks
+    pipeline.py  one step: micro-batches over pipeline stages, gradient reduction, optimizer
+
+A program is a list of ops in an order that respects their dependencies. A stream plays its ops one at a
+time, in list order. An op starts when its stream is free and every op it waits for has ended. The same
+list is bounded, played by the batched list schedule and played by SimPy (``simulate``).
+
+A *rank* stream ("compute" of a layer) runs once per rank class: its durations differ from rank to rank.
+A *group* stream holds collectives: one starts when the last rank is ready and ends for all at once.
+"""
+
+from moesim.program.layer import LayerShape, backward_layer, forward_layer
+from moesim.program.ops import RANK_STREAMS, Builder, Op, Program, across
+from moesim.program.pipeline import Passes, pipeline
+
+__all__ = [
+    "RANK_STREAMS",
+    "Builder",
+    "LayerShape",
+    "Op",
+    "Passes",
+    "Program",
+    "across",
+    "backward_layer",
+    "forward_layer",
+    "pipeline",
+]

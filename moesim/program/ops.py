@@ -1,0 +1,41 @@
+"""Op, Program, Builder: work on streams, in an order that respects what waits for what."""
+
+from typing import Final, NamedTuple
+
+RANK_STREAMS: Final = frozenset({"compute"})
+
+
+class Op(NamedTuple):
+    """One piece of work on one stream."""
+
+    name: str  # what it is: "dispatch", "experts", "forward", …
+    stream: str
+    waits: tuple[int, ...]  # indices of the earlier ops whose results it needs
+    chunk: int  # chunk of the all-to-all, or micro-batch
+    key: str  # where its duration is found; the name, unless durations differ among ops of one name
+
+
+Program = tuple[Op, ...]
+
+
+def across(program: Program, op: Op) -> tuple[int, ...]:
+    """The ops on other streams that ``op`` waits for; on its own stream the order suffices."""
+    return tuple(index for index in op.waits if program[index].stream != op.stream)
+
+
+class Builder:
+    """Collects ops; ``add`` returns the index that later ops wait for."""
+
+    def __init__(self, *, serial: bool = False) -> None:
+        self.ops: list[Op] = []
+        self.serial = serial  # every op waits for the one before it: nothing overlaps
+
+    def add(self, name: str, stream: str, *waits: int, chunk: int = 0, key: str = "") -> int:
+        index = len(self.ops)
+        if self.serial and index:
+            waits = (*waits, index - 1)
+        self.ops.append(Op(name, stream, tuple(sorted(set(waits))), chunk, key or name))
+        return index
+
+    def program(self) -> Program:
+        return tuple(self.ops)

@@ -1,0 +1,27 @@
+"""List schedule over arrays: one pass over the ops, every time an array [..., ranks]."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from moesim.cost import FloatArray
+from moesim.program import RANK_STREAMS, Program, across
+
+
+def play_batched(program: Program, durations: Mapping[str, FloatArray]) -> FloatArray:
+    """End of the program, shape of ``durations`` without the rank axis.
+
+    Each op starts at the later of its stream's last end and the ends it waits for; across streams it
+    waits for the slowest rank.
+    """
+    free: dict[str, FloatArray] = {}
+    ends: list[FloatArray] = []
+    zero = np.zeros(1)
+    for op in program:
+        start = free.get(op.stream, zero)
+        for index in across(program, op):
+            start = np.maximum(start, ends[index])
+        end = start + durations[op.key]
+        free[op.stream] = end
+        ends.append(end.max(axis=-1, keepdims=True) if op.stream in RANK_STREAMS else end)
+    return np.maximum.reduce([end.max(axis=-1) for end in np.broadcast_arrays(*free.values())])

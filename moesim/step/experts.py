@@ -1,0 +1,160 @@
+"""Prices of the experts and of the all-to-all that feeds them, for every draw and rank class.
+
+    popularity[class, expert] --draw--> tokens[draw, source, expert] --capacity--> kept
+        --placement--> per rank: tokens of its experts -> seconds;  copies[draw, src, dst] -> seconds
+
+Where tokens are held by every tensor-parallel rank and the experts are spread over just these ranks,
+nothing is dispatched: each rank computes its experts for all tokens and the outputs are summed.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from moesim.alltoall import Traffic, all_to_all, copies_by_rank
+from moesim.cluster import Group
+from moesim.collectives import all_gather, reduce_scatter
+from moesim.compute import expert_ffn
+from moesim.cost import ESTIMATED, FloatArray
+from moesim.model import Experts, Layer
+from moesim.placement import PLACEMENTS
+from moesim.routing import dispatch, draw_tokens, imbalance
+from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES
+from moesim.step.price import Price, price, scaled
+from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
+
+RANK_CLASSES: Final = 6
+WORST_ALONE: Final = 2
+FP8_ROW: Final = 1.0 + 4.0 / 128  # bytes per value: fp8 and one fp32 scale per 128 values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """How the experts of a layer are spread, and how many tokens reach them from where."""
+
+    ep: int
+    etp: int
+    sources: int  # ranks that dispatch tokens: ep, or 1 where nothing is dispatched
+    tokens: float  # of one source
+    placement: str
+    capacity_factor: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Load:
+    """One draw after another: who sends what, who computes what."""
+
+    tokens: FloatArray  # kept copies [draw, source, expert]
+    by_expert: FloatArray  # rows to compute, padding among them [draw, rank, local expert]
+    copies: FloatArray  # sent copies, padding among them [draw, source, rank]
+    imbalance: float  # max/mean of the ranks' rows, averaged over draws
+    dropped_share: float
+    padding_share: float
+
+
+@lru_cache(maxsize=1024)
+def load(scenario: Scenario, spread: Spread) -> Load:
+    """Draw the tokens of every (layer class, micro-batch) pair and place the experts."""
+    ffn = scenario.model.moe
+    assert ffn is not None  # a model without experts has no spread
+    shares = np.repeat(layer_classes(scenario)[1], BATCH_CLASSES, axis=0)  # [draw, expert]
+    drawn = _draw(scenario, spread, shares, ffn)
+    after = dispatch(drawn, ffn.top_k, spread.capacity_factor)
+    scale = spread.tokens * spread.sources * ffn.top_k / max(1.0, float(drawn[0].sum()))
+    sent = (after.tokens + after.padding) * scale
+    owner = PLACEMENTS[spread.placement](shares, spread.ep)  # [draw, expert]
+    order = np.argsort(owner, axis=-1, kind="stable")
+    rows = np.take_along_axis(sent.sum(axis=1), order, axis=-1)
+    by_expert = rows.reshape(len(rows), spread.ep, -1)
+    copies = np.stack([copies_by_rank(s, o, spread.ep) for s, o in zip(sent, owner, strict=True)])
+    return Load(
+        tokens=after.tokens * scale,
+        by_expert=by_expert,
+        copies=copies,
+        imbalance=float(imbalance(by_expert.sum(axis=-1)).mean()),
+        dropped_share=after.dropped_share,
+        padding_share=after.padding_share,
+    )
+
+
+def _draw(scenario: Scenario, spread: Spread, shares: FloatArray, ffn: Experts) -> np.ndarray:
+    """Whole tokens per source where there are any; else the group's tokens, shared out evenly."""
+    rng = np.random.default_rng([scenario.seed, 2, spread.sources, round(spread.tokens * 1024)])
+    if scenario.average:
+        whole = np.full((len(shares), 1, ffn.experts), 1)
+        return np.repeat(whole, spread.sources, axis=1)
+    if spread.tokens == int(spread.tokens):
+        return draw_tokens(shares, ffn.top_k, int(spread.tokens), spread.sources, rng)
+    together = max(1, round(spread.tokens * spread.sources))
+    return draw_tokens(shares, ffn.top_k, together, 1, rng)
+
+
+@lru_cache(maxsize=4096)
+def experts(scenario: Scenario, layer: Layer, spread: Spread, chunks: int) -> Price:
+    """One chunk of the expert layer: [draw, rank class]; the worst ranks alone, the rest in classes."""
+    ffn = layer.ffn
+    assert isinstance(ffn, Experts)
+    found = load(scenario, spread)
+    seconds = expert_ffn(
+        scenario.profile, found.by_expert / chunks, scenario.model.hidden, ffn.width // spread.etp,
+        scenario.workload.dtype, top_k=ffn.top_k, gated=ffn.gated,
+    )  # fmt: skip
+    one = price("experts", seconds)
+    return one._replace(seconds=_rank_classes(one.seconds))
+
+
+def _rank_classes(seconds: FloatArray) -> FloatArray:
+    """[draw, rank] -> [draw, class]: slowest first, the worst alone, the others averaged in equal bins."""
+    ranks = seconds.shape[-1]
+    ordered = -np.sort(-seconds, axis=-1)
+    if ranks <= RANK_CLASSES:
+        return ordered
+    bins = np.array_split(ordered[:, WORST_ALONE:], RANK_CLASSES - WORST_ALONE, axis=-1)
+    rest = np.stack([members.mean(axis=-1) for members in bins], axis=-1)
+    return np.concatenate([ordered[:, :WORST_ALONE], rest], axis=-1)
+
+
+def backward_of(forward: Price) -> Price:
+    """A gradient of the experts (data or weights) has the forward's FLOPs and operands."""
+    return scaled(forward, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
+
+
+@lru_cache(maxsize=16384)
+def exchange(
+    scenario: Scenario, spread: Spread, group: Group, algorithm: str, chunks: int, direction: str, row_bytes: float
+) -> Price:
+    """One chunk of dispatch or combine: every GPU of an expert-TP group moves its share of the copies."""
+    found = load(scenario, spread)
+    part = chunks * spread.etp
+    copies = found.copies if found.copies.shape[-2] == spread.ep else _shared_out(found.copies, spread.ep)
+    traffic = Traffic(
+        copies=copies / part,
+        tokens=spread.tokens / part,
+        token_bytes=row_bytes * scenario.model.hidden,
+    )
+    way = "dispatch" if direction == "dispatch" else "combine"
+    return price("all-to-all", all_to_all(scenario.cluster, group, traffic, algorithm, way))
+
+
+def _shared_out(copies: FloatArray, ranks: int) -> FloatArray:
+    """Tokens drawn for the whole group come evenly from all its ranks: [draw, 1, rank] -> [draw, rank, rank]."""
+    return np.broadcast_to(copies / ranks, (len(copies), ranks, ranks))
+
+
+def row_bytes(scenario: Scenario, direction: str, backward: bool) -> float:
+    """Bytes per value of a row: block-scaled fp8 dispatches in fp8; gradients and combine are bf16."""
+    fp8 = scenario.workload.dtype == "fp8_block" and direction == "dispatch" and not backward
+    return FP8_ROW if fp8 else BF16_BYTES
+
+
+@lru_cache(maxsize=4096)
+def etp_exchange(scenario: Scenario, spread: Spread, group: Group, chunks: int, gathers: bool) -> Price:
+    """Expert tensor parallelism: rows come together before the experts, partial sums leave after."""
+    found = load(scenario, spread)
+    rows = found.by_expert.sum(axis=-1).max(axis=-1) / chunks  # busiest rank of each draw
+    size = rows * scenario.model.hidden * BF16_BYTES
+    collective = all_gather if gathers else reduce_scatter
+    return price("etp", collective(scenario.cluster, group, size))
+

@@ -1,0 +1,235 @@
+"""What is chosen: parallel degrees, micro-batches, all-to-all, overlap, schedule, placement.
+
+    world = dp x cp x tp x pp                 attention and dense layers
+    world = (expert data parallel) x ep x etp x pp     experts fold over the same dp x cp x tp GPUs
+
+Ranks are numbered tp innermost, then cp, dp, pp; within a pipeline stage experts number etp innermost,
+then ep. With tp > 1 the tokens between the blocks are split over tp (sequence parallelism).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import gcd
+from pathlib import Path
+from typing import Any, Final
+
+from moesim.alltoall import ALGORITHMS, unsupported
+from moesim.cluster import Cluster, Group
+from moesim.errors import MoesimError, choice
+from moesim.model import Experts, Model
+from moesim.placement import PLACEMENTS
+from moesim.schedule import SCHEDULES
+from moesim.workload import Workload
+
+RECOMPUTE: Final = ("none", "selective", "full")
+OVERLAPS: Final = ("none", "chunked")
+ZERO_STAGES: Final = (0, 1, 2, 3)
+CHOICES: Final[dict[str, tuple[Any, ...]]] = {
+    "zero": ZERO_STAGES,
+    "recompute": RECOMPUTE,
+    "all_to_all": tuple(ALGORITHMS),
+    "overlap": OVERLAPS,
+    "schedule": tuple(SCHEDULES),
+    "placement": tuple(PLACEMENTS),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strategy:
+    """One configuration. ``micro_batch`` is sequences per micro-batch and data-parallel rank."""
+
+    dp: int = 1
+    tp: int = 1
+    ep: int = 1
+    etp: int = 1
+    pp: int = 1
+    cp: int = 1
+    micro_batch: int = 1
+    zero: int = 1
+    recompute: str = "none"
+    all_to_all: str = "linear"
+    chunks: int = 1
+    overlap: str = "none"
+    schedule: str = "1f1b"
+    placement: str = "contiguous"
+    capacity_factor: float | None = None  # None: dropless
+
+    def __post_init__(self) -> None:
+        for name in ("dp", "tp", "ep", "etp", "pp", "cp", "micro_batch", "chunks"):
+            if getattr(self, name) < 1:
+                raise MoesimError(f"strategy has {name}={getattr(self, name)}: give at least 1")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise choice(f"strategy {name}", str(value), [str(k) for k in known])
+        if self.chunks > 1 and self.overlap == "none":
+            raise MoesimError(f"strategy has chunks={self.chunks} with overlap=none: add overlap=chunked")
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            raise MoesimError(f"strategy has capacity_factor={self.capacity_factor}: give a positive number")
+
+    @property
+    def world(self) -> int:
+        return self.dp * self.cp * self.tp * self.pp
+
+    @property
+    def stage_gpus(self) -> int:
+        """GPUs of one pipeline stage."""
+        return self.dp * self.cp * self.tp
+
+    @property
+    def expert_dp(self) -> int:
+        """Replicas of each expert: GPUs of a stage over ep x etp."""
+        return self.stage_gpus // (self.ep * self.etp)
+
+    def micro_batches(self, sequences: int) -> int:
+        """Micro-batches per data-parallel rank; at least one."""
+        return max(1, sequences // (self.dp * self.micro_batch))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+FIELDS: Final = {field.name: field for field in fields(Strategy)}
+
+
+def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
+    """The communicators of one GPU: which of their ranks share a node follows from the rank order."""
+    node = cluster.gpus_per_node
+    strides = {
+        "tp": (strategy.tp, 1),
+        "cp": (strategy.cp, strategy.tp),
+        "dp": (strategy.dp * strategy.cp, strategy.tp),
+        "etp": (strategy.etp, 1),
+        "ep": (strategy.ep, strategy.etp),
+        "expert_dp": (strategy.expert_dp, strategy.ep * strategy.etp),
+    }
+    return {name: _group(size, stride, node) for name, (size, stride) in strides.items()}
+
+
+def _group(size: int, stride: int, gpus_per_node: int) -> Group:
+    if size * stride <= gpus_per_node:
+        return Group(size=size, per_node=size)
+    return Group(size=size, per_node=gcd(size, max(1, gpus_per_node // stride)))
+
+
+def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strategy) -> str | None:
+    """The first reason why this strategy is impossible, or None. Memory is judged apart."""
+    for impossible, reason in (
+        (strategy.world != cluster.gpus, "dp x cp x tp x pp differs from the number of GPUs"),
+        (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
+        (strategy.pp > len(model.layers), "more pipeline stages than layers"),
+        (workload.sequences % strategy.dp, "dp does not divide the sequences of the batch"),
+        (
+            workload.sequences // strategy.dp % strategy.micro_batch,
+            "micro_batch does not divide the sequences of a data-parallel rank",
+        ),
+        (not workload.trains and strategy.zero > 1, "ZeRO beyond stage 1 shards training state only"),
+        (not workload.trains and strategy.recompute != "none", "recompute applies to training only"),
+        (workload.kind == "decode" and strategy.cp > 1, "context parallelism applies to training and prefill"),
+        (workload.kind != "decode" and workload.queries % (strategy.cp * strategy.tp),
+         "cp x tp does not divide the sequence"),
+    ):  # fmt: skip
+        if impossible:
+            return reason
+    return _why_not_layers(model, strategy) or unsupported(
+        cluster, groups(strategy, cluster)["ep"], strategy.all_to_all
+    )
+
+
+def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
+    if not any(kind.layer.is_moe for kind in model.layer_kinds()) and strategy.ep * strategy.etp > 1:
+        return "the model has no experts to spread"
+    for kind in model.layer_kinds():
+        attention, ffn = kind.layer.attention, kind.layer.ffn
+        if attention.heads % strategy.tp:
+            return "tp does not divide the attention heads"
+        if isinstance(ffn, Experts):
+            if ffn.experts % strategy.ep:
+                return "ep does not divide the experts"
+            if ffn.width % strategy.etp:
+                return "etp does not divide the expert width"
+        elif ffn.width % strategy.tp:
+            return "tp does not divide the dense width"
+    return None
+
+
+def load_strategy(source: str | Mapping[str, Any], gpus: int) -> Strategy:
+    """Read ``"dp=8 ep=8 …"``, the path of a YAML or JSON file, or a mapping. ``dp`` may be left out.
+
+    Raises MoesimError naming an unknown key, a value of the wrong type, or an impossible value.
+    """
+    values = dict(source) if isinstance(source, Mapping) else _read(source)
+    given = {name: _convert(name, value) for name, value in values.items()}
+    if "dp" not in given:
+        others = given.get("tp", 1) * given.get("pp", 1) * given.get("cp", 1)
+        if others < 1 or gpus % others:
+            raise MoesimError(f"strategy has tp x pp x cp = {others}, which does not divide {gpus} GPUs")
+        given["dp"] = gpus // others
+    if given.get("chunks", 1) > 1 and "overlap" not in given:
+        given["overlap"] = "chunked"
+    return Strategy(**given)
+
+
+def _read(text: str) -> dict[str, Any]:
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return _read_file(path)
+    if text.lstrip().startswith("{"):
+        return _parse_yaml(text, "the strategy")
+    values: dict[str, Any] = {}
+    for part in text.split():
+        name, separator, value = part.partition("=")
+        if not separator or not value:
+            raise MoesimError(f"strategy part {part!r} is not key=value: write for example 'tp=2 ep=8'")
+        if name in values:
+            raise MoesimError(f"strategy gives {name} twice: keep one of them")
+        values[name] = value
+    return values
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MoesimError(f"cannot read the strategy file {path}: {error}") from None
+    return _parse_yaml(text, str(path))
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise MoesimError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise MoesimError(f"{where} holds {type(values).__name__}: write key: value pairs such as 'ep: 8'")
+    inner = values.get("strategy", values)
+    return dict(inner) if isinstance(inner, dict) else values
+
+
+def _convert(name: str, value: Any) -> Any:
+    if name not in FIELDS:
+        raise choice("strategy key", str(name), list(FIELDS))
+    if name == "capacity_factor":
+        return _number(name, value, float)
+    if name in ("recompute", "all_to_all", "overlap", "schedule", "placement"):
+        return str(value)
+    return _number(name, value, int)
+
+
+def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float | None:
+    if name == "capacity_factor" and value in (None, "none"):
+        return None
+    try:
+        if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        word = "a whole number" if kind is int else "a number"
+        raise MoesimError(f"strategy has {name}={value!r}: give {word}") from None
+
+
+def show(strategy: Strategy) -> str:
+    """``"dp=2 tp=1 …"``: every field, in the order ``load_strategy`` accepts."""
+    return " ".join(f"{name}={value}" for name, value in strategy.to_dict().items() if value is not None)
