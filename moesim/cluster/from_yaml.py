@@ -125,7 +125,10 @@ def _checked(model: type[_KeysT], raw: object, where: str) -> _KeysT:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error.errors(include_url=False)
+        first = min(
+            found, key=lambda each: each["type"] != "extra_forbidden"
+        )  # a typo explains what is missing
         raise MoesimError(where + _one_line(first["type"], first, model)) from None
 
 

@@ -27,8 +27,11 @@ from moesim.units import US
 
 COLUMNS: Final = ("op", "ranks", "bytes", "library", "time_us", "basis", "source")
 OPS: Final = ("all_gather", "all_reduce", "reduce_scatter", "all_to_all")
-BAND: Final = 0.17  # 1.645 x 10 % rms of log-log interpolation between points 4x apart (leave-out test)
-CARRIED_BAND: Final = 0.40  # another GPU's curve: not validated on this one
+# 1.645 x the rms error on held-out sizes (moesim validate): 10 % with NVLink, 14 % with PCIe and wide tails.
+BAND: Final = {"nvlink": 0.17, "pcie": 0.30}
+OTHER_RANKS_BAND: Final = 0.25  # between measured numbers of ranks
+TWIN_BAND: Final = 0.30  # the curve of another GPU with an equal link
+CARRIED_BAND: Final = 0.40  # of another GPU with another link, or beyond the measured numbers of ranks
 # Whose curves stand in, by link kind and architecture, and the preset whose link they were measured on.
 _DONORS: Final = {
     ("nvlink", "ampere"): "dgx-a100",
@@ -88,7 +91,7 @@ def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | floa
     seconds = launch_s + (seconds - launch_s) * known.slower
     return cost(
         seconds,
-        known.band if ranks in {curve.ranks for curve in known.curves} else max(known.band, 0.25),
+        _band(known, ranks),
         floor_share(op, ranks) * size / cluster.scale_up.peak_bytes_per_s,
         kind if np.mean(seconds) > 2 * launch_s else "launch",
         known.basis,
@@ -106,6 +109,13 @@ def floor_share(op: str, ranks: int) -> float:
     return 1.0 if op == "all_reduce" else (ranks - 1) / ranks
 
 
+def _band(known: Curves, ranks: int) -> float:
+    measured = [curve.ranks for curve in known.curves]
+    if ranks in measured:
+        return known.band
+    return max(known.band, OTHER_RANKS_BAND if ranks < measured[-1] else CARRIED_BAND)
+
+
 def node_curves(cluster: Cluster, op: str) -> Curves:
     """The curves of ``op`` for one node of this cluster: its own, or those of the nearest measured GPU."""
     up = cluster.scale_up
@@ -114,10 +124,12 @@ def node_curves(cluster: Cluster, op: str) -> Curves:
     ]
     slower = donor.scale_up.bandwidth_bytes_per_s / up.bandwidth_bytes_per_s
     curves, basis, source = read_curves(donor.gpu.name, op)
-    if donor.gpu.name == cluster.gpu.name and abs(slower - 1.0) < 0.01:
-        return Curves(curves=curves, slower=1.0, basis=BASIS[basis], band=BAND, source=source)
+    equal = abs(slower - 1.0) < 0.01
+    if equal and donor.gpu.name == cluster.gpu.name:
+        return Curves(curves=curves, slower=1.0, basis=BASIS[basis], band=BAND[up.kind], source=source)
+    band = TWIN_BAND if equal else CARRIED_BAND
     carried = f"carried over from {donor.gpu.name} at {1 / slower:.2f} of its link bandwidth: {source}"
-    return Curves(curves=curves, slower=slower, basis=ESTIMATED, band=CARRIED_BAND, source=carried)
+    return Curves(curves=curves, slower=slower, basis=ESTIMATED, band=band, source=carried)
 
 
 def read_curves(gpu: str, op: str) -> tuple[tuple[Curve, ...], str, str]:

@@ -1,0 +1,168 @@
+"""What a cluster is: nouns checked at birth, presets with sources, a graph that agrees with the arrays."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from moesim.cluster import CLUSTERS, GPUS, Group, check_group, graph, link_arrays, load_cluster
+from moesim.cluster.arrays import FAMILIES
+from moesim.cluster.graph import gpu_name
+from moesim.errors import MoesimError
+from moesim.units import GIB
+
+NAMES = [
+    "dgx-a100", "dgx-h100", "dgx-h200", "hgx-h800", "hgx-b200", "gb200-nvl72", "pcie-l40s", "pcie-a30",
+]  # fmt: skip
+
+
+def test_every_promised_preset_is_there_and_cites_its_figures():
+    assert list(CLUSTERS) == NAMES
+    for cluster in CLUSTERS.values():
+        for source in (cluster.source, cluster.gpu.source, cluster.scale_up.source, cluster.scale_out.source):
+            assert len(source) > 10
+
+
+def test_data_sheet_figures_of_the_h200():
+    h200 = load_cluster("dgx-h200").gpu
+    assert h200.memory_bytes == 141 * GIB
+    assert h200.memory_bytes_per_s == 4.8e12
+    assert h200.flops == {"bf16": 989e12, "fp8": 1978e12, "int8": 1978e12}
+    assert (h200.sms, h200.architecture) == (132, "hopper")
+
+
+def test_the_h800_is_an_h100_with_half_the_nvlink():
+    h800, h100 = CLUSTERS["hgx-h800"], CLUSTERS["dgx-h100"]
+    assert h800.gpu.flops == h100.gpu.flops
+    assert h800.scale_up.bandwidth_bytes_per_s == h100.scale_up.bandwidth_bytes_per_s / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_grows_to_any_number_of_nodes(name):
+    cluster = load_cluster(name, nodes=3)
+    assert cluster.gpus == 3 * cluster.gpus_per_node
+    assert cluster.scale_up.bandwidth_bytes_per_s <= cluster.scale_up.peak_bytes_per_s
+
+
+def test_clusters_and_groups_can_be_keys_of_a_cache():
+    assert len({load_cluster("dgx-h100", 2), load_cluster("dgx-h100", 2), load_cluster("dgx-h100", 4)}) == 2
+    assert len({Group(size=8, per_node=8), Group(size=8, per_node=8)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nodes": 0}, "nodes 0"),
+        ({"nodes": 2.5}, "nodes 2.5"),
+        ({"gpus_per_node": -8}, "gpus_per_node -8"),
+        ({"scale_out": None, "nics_per_node": 0, "nodes": 2}, "no scale_out link"),
+        ({"nics_per_node": 0}, "nics_per_node 0"),
+        ({"gpu_hour_price": 0.0}, "gpu_hour_price 0.0"),
+        ({"scale_up": CLUSTERS["dgx-h100"].scale_out}, "kinds"),
+    ],
+)
+def test_an_impossible_cluster_is_refused(change, words):
+    with pytest.raises(MoesimError, match=words):
+        replace(CLUSTERS["dgx-h100"], **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bandwidth_bytes_per_s": -1.0}, "bandwidth_bytes_per_s -1.0"),
+        ({"bandwidth_bytes_per_s": 500e9}, "500 GB/s is above its peak 450 GB/s"),
+        ({"latency_s": float("nan")}, "latency nan"),
+        ({"kind": "nvlin"}, "did you mean nvlink"),
+        ({"basis": "guessed"}, "unknown basis"),
+    ],
+)
+def test_an_impossible_link_is_refused(change, words):
+    with pytest.raises(MoesimError, match=words):
+        replace(CLUSTERS["dgx-h100"].scale_up, **change)
+
+
+def test_an_impossible_gpu_is_refused():
+    with pytest.raises(MoesimError, match="memory_bytes 0"):
+        replace(GPUS["H100"], memory_bytes=0)
+    with pytest.raises(MoesimError, match="dense bf16"):
+        replace(GPUS["H100"], flops={"fp8": 1e15})
+
+
+def test_an_unknown_cluster_names_the_nearest():
+    with pytest.raises(MoesimError, match="unknown cluster 'dgx-h10': did you mean dgx-h100"):
+        load_cluster("dgx-h10")
+
+
+def test_a_group_fits_or_is_refused():
+    cluster = load_cluster("dgx-h100", 2)
+    check_group(cluster, Group(size=16, per_node=8))
+    for size, per_node in ((32, 8), (16, 4), (16, 16)):
+        with pytest.raises(MoesimError, match="a group"):
+            check_group(cluster, Group(size=size, per_node=per_node))
+    for size, per_node in ((0, 1), (8, 16), (12, 8)):
+        with pytest.raises(MoesimError, match="a group of"):
+            Group(size=size, per_node=per_node)
+
+
+def test_the_graph_has_the_capacity_of_the_arrays():
+    cluster = load_cluster("dgx-h100", 2)
+    net, arrays = graph(cluster), link_arrays(cluster)
+    for gpu in range(cluster.gpus):
+        name = gpu_name(int(arrays.node[gpu]), gpu % 8)
+        switch, nic = f"n{arrays.node[gpu]}.nvswitch", f"n{arrays.node[gpu]}.nic{arrays.rail[gpu]}"
+        edges = ((name, switch), (switch, name), (name, nic), (nic, name))
+        in_graph = [net.edges[edge]["bandwidth_bytes_per_s"] for edge in edges]
+        assert np.array_equal(in_graph, arrays.capacity_bytes_per_s[:, gpu])
+    assert len(FAMILIES) == len(arrays.capacity_bytes_per_s)
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("dgx-h100", 2), ("pcie-l40s", 2), ("dgx-a100", 4)])
+def test_half_of_the_nodes_reach_the_other_half_at_the_speed_of_their_nics(name, nodes):
+    cluster = load_cluster(name, nodes)
+    net = graph(cluster)
+    for node in range(nodes):
+        for local in range(cluster.gpus_per_node):
+            ends = ("in", gpu_name(node, local)) if node < nodes // 2 else (gpu_name(node, local), "out")
+            net.add_edge(*ends)  # without a bandwidth: unlimited
+    flow, _ = nx.maximum_flow(net, "in", "out", capacity="bandwidth_bytes_per_s")
+    assert flow == pytest.approx(cluster.gpus / 2 * cluster.scale_out.bandwidth_bytes_per_s)
+    assert flow == pytest.approx(link_arrays(cluster).capacity_bytes_per_s[2, : cluster.gpus // 2].sum())
+
+
+def test_the_latency_along_a_path_is_that_of_the_link():
+    cluster = load_cluster("dgx-h100", 2)
+    net, arrays = graph(cluster), link_arrays(cluster)
+    near = nx.shortest_path_length(net, gpu_name(0, 0), gpu_name(0, 1), weight="latency_s")
+    far = nx.shortest_path_length(net, gpu_name(0, 0), gpu_name(1, 0), weight="latency_s")
+    assert (near, far) == pytest.approx((7.7e-6, 19.9e-6))
+    assert (near, far) == pytest.approx((arrays.latency_s[0], arrays.latency_s[2]))
+
+
+def test_gpus_that_share_a_nic_share_its_bandwidth():
+    cluster = load_cluster("pcie-l40s", 2)  # 8 GPUs on 2 NICs of 200 Gb/s
+    arrays = link_arrays(cluster)
+    assert arrays.rail[:8].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert graph(cluster).edges["n0.nic0", "leaf0"]["bandwidth_bytes_per_s"] == pytest.approx(23e9)
+
+
+def test_one_node_has_no_network_beyond_its_nics():
+    kinds = {kind for _, kind in graph(load_cluster("dgx-h100")).nodes(data="kind")}
+    assert kinds == {"gpu", "switch", "nic"}
+
+
+def test_the_graph_of_2048_gpus_is_whole():
+    net = graph(load_cluster("dgx-h100", 256))
+    assert sum(kind == "gpu" for _, kind in net.nodes(data="kind")) == 2048
+    assert nx.is_strongly_connected(net)
+
+
+def test_the_path_of_the_planner_imports_nothing_heavy():
+    code = (
+        "import sys, moesim.alltoall, moesim.cluster; moesim.cluster.load_cluster('dgx-h100');"
+        "print({'pandas', 'networkx', 'pydantic', 'yaml', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
