@@ -43,6 +43,16 @@ def test_a_rank_without_experts_receives_nothing():
     assert copies_by_rank(tokens, np.array([2, 0]), 3).tolist() == [[1, 0, 5], [3, 0, 2], [1, 0, 1]]
 
 
+@given(
+    tokens=arrays(int, (2, 3, 6), elements=st.integers(0, 99)),
+    owner=arrays(int, 6, elements=st.integers(0, 3)) | st.permutations([0, 0, 1, 1, 2, 2]).map(np.array),
+)
+def test_copies_are_the_tokens_summed_over_each_rank_s_experts(tokens, owner):
+    ranks = int(owner.max()) + 1
+    summed = np.stack([tokens[..., owner == rank].sum(axis=-1) for rank in range(ranks)], axis=-1)
+    assert np.array_equal(copies_by_rank(tokens, owner, ranks), summed)
+
+
 def test_linear_loads_by_hand():
     # rank 0 sends 5 to its neighbour 1 and 3 + 2 to the other node; rank 3 receives 2 + 4 from the other node
     copies = np.array([[9, 5, 3, 2], [0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=float)
