@@ -27,7 +27,7 @@ FLOOR_S: Final = 3e-6
 _REACH: Final = {
     "m": (0.0, 64.0),
     "n": (0.0, 32.0),
-    "k": (1 / 64, 8.0),
+    "k": (1 / 64, 16.0),
 }  # times the table's smallest, largest
 
 

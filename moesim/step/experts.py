@@ -116,6 +116,14 @@ def _rank_classes(seconds: FloatArray) -> FloatArray:
     return np.concatenate([ordered[:, :WORST_ALONE], rest], axis=-1)
 
 
+def class_weights(ranks: int, classes: int) -> FloatArray:
+    """Share of the ranks that each rank class stands for."""
+    if ranks <= RANK_CLASSES:
+        return np.full(classes, 1.0 / classes)
+    bins = np.array_split(np.arange(WORST_ALONE, ranks), RANK_CLASSES - WORST_ALONE)
+    return np.array([1] * WORST_ALONE + [len(members) for members in bins]) / ranks
+
+
 def backward_of(forward: Price) -> Price:
     """A gradient of the experts (data or weights) has the forward's FLOPs and operands."""
     return scaled(forward, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)

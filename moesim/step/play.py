@@ -7,7 +7,7 @@ A layer pass ends with all ranks together (every MoE layer closes with a collect
 stage's layers is exact. Decode is played for several rounds; a step is the distance of the last two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -20,8 +20,8 @@ from moesim.compute import memory_bound
 from moesim.cost import FloatArray
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, held_by_stage
 from moesim.model import Layer
-from moesim.program import Passes, Program, pipeline
-from moesim.simulate import play_batched, play_events
+from moesim.program import Passes, pipeline
+from moesim.simulate import Played, play_batched, play_events
 from moesim.stages import layers_per_stage, stage_layers
 from moesim.step import blocks
 from moesim.step.layers import LayerPlayer
@@ -41,6 +41,7 @@ class StagePasses(NamedTuple):
 
     forward: FloatArray
     backward: FloatArray
+    layers: tuple[int, ...]  # on each stage
 
 
 class Ends(NamedTuple):
@@ -65,7 +66,7 @@ def stage_passes(scenario: Scenario, strategy: Strategy, play: LayerPlayer) -> S
     forward[-1] += float(head(scenario, strategy, backward=False).seconds.sum())
     if scenario.workload.trains:
         backward[-1] += float(head(scenario, strategy, backward=True).seconds.sum())
-    return StagePasses(forward, backward)
+    return StagePasses(forward, backward, layers_per_stage(len(scenario.model.layers), strategy.pp))
 
 
 def head(scenario: Scenario, strategy: Strategy, *, backward: bool) -> Price:
@@ -153,60 +154,91 @@ def passes_of(scenario: Scenario, strategy: Strategy) -> Passes:
     )
 
 
-def durations(stage: StagePasses, end: Ends, model_layers: int) -> dict[str, float]:
-    """Seconds of every op of the pipeline, by its key."""
-    found: dict[str, float] = {}
-    for s, layers in enumerate(layers_per_stage(model_layers, len(stage.forward))):
-        for c in range(BATCH_CLASSES):
-            found[f"forward {s}.{c}"] = float(stage.forward[s, c])
-            found[f"backward {s}.{c}"] = float(stage.backward[s, c])
-        first = 1.0 / max(1, layers)
-        gather, reduce = float(end.gather[s].seconds.sum()), float(end.reduce[s].seconds.sum())
-        found[f"gather first {s}"], found[f"gather rest {s}"] = gather * first, gather * (1 - first)
-        found[f"reduce last {s}"], found[f"reduce rest {s}"] = reduce * first, reduce * (1 - first)
-        found[f"optimizer {s}"] = float(end.optimizer[s].seconds.sum())
-        found[f"send {s}"] = float(end.send[s].seconds.sum())
-        found[f"back {s}"] = float(end.send[s - 1].seconds.sum()) if s else 0.0
-    return found
+class StepTimes(NamedTuple):
+    """Seconds of every op of the pipeline, for one strategy or a stack of them."""
+
+    forward: FloatArray  # [..., stage, micro-batch class]
+    backward: FloatArray
+    send: FloatArray  # [..., stage], to the next stage; also a gradient back from it
+    gather_first: FloatArray  # [..., stage]: of the first layer's weights
+    gather_rest: FloatArray
+    reduce_rest: FloatArray
+    reduce_last: FloatArray  # of the layer whose backward pass comes last
+    optimizer: FloatArray
+
+    def by_key(self) -> dict[str, FloatArray]:
+        """[..., 1] by the keys of ``program.pipeline``."""
+        found: dict[str, FloatArray] = {}
+        for s in range(self.send.shape[-1]):
+            for c in range(BATCH_CLASSES):
+                found[f"forward {s}.{c}"] = self.forward[..., s, c, None]
+                found[f"backward {s}.{c}"] = self.backward[..., s, c, None]
+            found[f"send {s}"] = self.send[..., s, None]
+            found[f"back {s}"] = self.send[..., max(0, s - 1), None]
+            for name in ("gather_first", "gather_rest", "reduce_rest", "reduce_last", "optimizer"):
+                found[f"{name.replace('_', ' ')} {s}"] = getattr(self, name)[..., s, None]
+        return found
 
 
-def step_bound(passes: Passes, times: Mapping[str, float]) -> float:
-    """Seconds that no order of the passes can beat: the fullest stage, filled and drained.
+def step_times(stages: StagePasses, end: Ends) -> StepTimes:
+    """Join stage passes with what happens once per step."""
+    send, gather, reduce, optimizer = (
+        np.array([float(one.seconds.sum()) for one in column]) for column in end
+    )
+    first = 1.0 / np.maximum(1, np.array(stages.layers))
+    return StepTimes(
+        stages.forward, stages.backward, send,
+        gather * first, gather * (1 - first), reduce * (1 - first), reduce * first, optimizer,
+    )  # fmt: skip
+
+
+def stack_times(many: Sequence[StepTimes]) -> StepTimes:
+    """Strategies with equally many stages, on a new first axis."""
+    return StepTimes(*(np.stack(column) for column in zip(*many, strict=True)))
+
+
+def turns_of(micro_batches: FloatArray | int) -> FloatArray:
+    """How many micro-batches are of each class: [...] -> [..., class]."""
+    m = np.asarray(micro_batches)[..., None]
+    return np.asarray((m + BATCH_CLASSES - 1 - np.arange(BATCH_CLASSES)) // BATCH_CLASSES, dtype=np.float64)
+
+
+def stage_work(times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
+    """Busy seconds of each stage in one step, without optimizer: [..., stage]."""
+    return np.asarray(((times.forward + times.backward) * turns_of(micro_batches)[..., None, :]).sum(axis=-1))
+
+
+def step_bound(passes: Passes, times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
+    """Seconds that no order of the passes can beat: the fullest stage, filled and drained; [...].
 
     A stage starts when the first micro-batch has come through the stages before it, works through all of
-    its passes, and what it finishes last still has to go through the others.
+    its passes, and what it finishes last still has to go through the others. ``passes`` says which ops the
+    stack has; ``micro_batches`` may differ along it.
     """
-    stages, m = passes.stages, passes.micro_batches
-
-    def column(name: str) -> FloatArray:
-        return np.array([[times[f"{name} {s}.{c}"] for c in range(BATCH_CLASSES)] for s in range(stages)])
-
-    turns = np.bincount(np.arange(m) % BATCH_CLASSES, minlength=BATCH_CLASSES)
-    forward, backward = column("forward"), column("backward")
-    send = np.array([times[f"send {s}"] for s in range(stages)])
-    through = _before(forward[:, : min(m, BATCH_CLASSES)].min(axis=1) + send)
+    least = times.forward.min(axis=-1)
+    through = _before(least + times.send)
+    worked = through + stage_work(times, micro_batches)
     if not passes.backward:
-        work = forward @ turns
         if passes.rounds > 1:  # a token cannot start before the one before it has ended
-            lap = (forward.sum(axis=0) + send[:-1].sum())[: min(m, BATCH_CLASSES)].max()
-            return float(max(work.max(), lap))
-        return float((through + work + through[-1] + forward.min(axis=1)[-1] - through - forward.min(axis=1)).max())
-    back = np.array([times[f"back {s}"] for s in range(stages)])
-    home = _before(backward[:, : min(m, BATCH_CLASSES)].min(axis=1) + np.append(back[1:], 0.0))
-    finish = np.array([times[f"optimizer {s}"] for s in range(stages)])
-    if passes.reduces:
-        finish += [times[f"reduce last {s}"] for s in range(stages)]
-        through = through + times["gather first 0"]
-    worked = through + (forward + backward) @ turns
-    return float(max((worked + finish).max(), (worked + home + finish[0]).max()))
+            lap = times.forward.min(axis=-1).sum(axis=-1) + times.send[..., :-1].sum(axis=-1)
+            return np.asarray(np.maximum(stage_work(times, micro_batches).max(axis=-1), lap))
+        still = through[..., -1:] + least[..., -1:] - through - least
+        return np.asarray((worked + still).max(axis=-1))
+    home = _before(times.backward.min(axis=-1) + times.send)
+    finish = times.optimizer + (times.reduce_last if passes.reduces else 0.0)
+    start = times.gather_first[..., :1] if passes.reduces else 0.0
+    return np.asarray(start[..., 0] if passes.reduces else 0.0) + np.maximum(
+        (worked + finish).max(axis=-1), (worked + home).max(axis=-1) + finish[..., 0]
+    )
 
 
 def _before(seconds: FloatArray) -> FloatArray:
-    return np.concatenate([[0.0], np.cumsum(seconds)[:-1]])
+    """Sum over the earlier stages: [..., stage]."""
+    return np.cumsum(seconds, axis=-1) - seconds
 
 
 def folded(passes: Passes) -> Passes:
-    """The same step with its steady phase cut out, if it is long: see ``unfold``."""
+    """The same step with its steady phase cut short, if it is long."""
     shortest = 4 * passes.stages + 2 * BATCH_CLASSES
     extra = passes.micro_batches - shortest
     if extra <= BATCH_CLASSES:
@@ -214,53 +246,42 @@ def folded(passes: Passes) -> Passes:
     return replace(passes, micro_batches=shortest + extra % BATCH_CLASSES)
 
 
-def unfold(passes: Passes, short: Passes, short_s: float, shorter_s: float) -> float:
-    """Seconds of ``passes`` from a step cut short: every further round of micro-batch classes takes as long
-    as the last one did (``shorter_s`` is the step with one round less)."""
-    rounds = (passes.micro_batches - short.micro_batches) / BATCH_CLASSES
-    return short_s + rounds * (short_s - shorter_s)
+def step_seconds(passes: Passes, times: StepTimes, *, events: bool, fold: bool = True) -> FloatArray:
+    """Seconds of a step, [...]: the pipeline played by SimPy (``events``, one strategy) or by the list schedule.
 
-
-def step_seconds(passes: Passes, times: Mapping[str, float], *, events: bool, fold: bool = True) -> float:
-    """Seconds of a step: the pipeline played by SimPy (``events``) or by the list schedule."""
+    Folded, the steady phase is cut short: every further round of micro-batch classes takes as long as the
+    last one that was played.
+    """
     play = _end_by_events if events else _end_by_list
+    durations = times.by_key()
     short = folded(passes) if fold else passes
-    end_s = play(short, times)
+    end_s = play(short, durations)
     if short != passes:
         less = replace(short, micro_batches=short.micro_batches - BATCH_CLASSES)
-        end_s = unfold(passes, short, end_s, play(less, times))
+        rounds = (passes.micro_batches - short.micro_batches) / BATCH_CLASSES
+        end_s = end_s + rounds * (end_s - play(less, durations))
     return end_s
 
 
-def _end_by_events(passes: Passes, times: Mapping[str, float]) -> float:
-    program = pipeline(passes)
-    played = play_events(program, {op.key: [times[op.key]] for op in program})
-    return _one_round(passes, played.end_s, played.spans)
-
-
-def _end_by_list(passes: Passes, times: Mapping[str, float]) -> float:
-    program = pipeline(passes)
-    durations = {op.key: np.array([times[op.key]]) for op in program}
-    end_s = float(play_batched(program, durations))
+def _end_by_list(passes: Passes, durations: Mapping[str, FloatArray]) -> FloatArray:
+    end_s = play_batched(pipeline(passes), durations)
     if passes.rounds == 1:
         return end_s
-    earlier = pipeline(replace(passes, rounds=passes.rounds - 1))
-    return end_s - float(play_batched(earlier, durations))
+    return np.asarray(end_s - play_batched(pipeline(replace(passes, rounds=passes.rounds - 1)), durations))
 
 
-def _one_round(passes: Passes, end_s: float, spans: list[Span]) -> float:
-    """The last round of decode; the whole step otherwise."""
+def _end_by_events(passes: Passes, durations: Mapping[str, FloatArray]) -> FloatArray:
+    played = _play(passes, durations)
     if passes.rounds == 1:
-        return end_s
-    last = f"stage {passes.stages - 1}"
-    ends_s = sorted(span.end_s for span in spans if span.stream == last)
-    return end_s - ends_s[-1 - passes.micro_batches]
+        return np.asarray(played.end_s)
+    return np.asarray(played.end_s - _play(replace(passes, rounds=passes.rounds - 1), durations).end_s)
 
 
-def play_pipeline(passes: Passes, times: Mapping[str, float]) -> list[Span]:
+def _play(passes: Passes, durations: Mapping[str, FloatArray]) -> Played:
+    return play_events(pipeline(passes), {key: seconds.tolist() for key, seconds in durations.items()})
+
+
+def play_pipeline(passes: Passes, times: StepTimes) -> list[Span]:
     """Every pass of the step as a span, by SimPy; the rank of a span is its stage."""
-    program: Program = pipeline(passes)
-    played = play_events(program, {op.key: [times[op.key]] for op in program})
-    return [span._replace(rank=int(span.stream.split()[-1]), stream=span.stream.split()[0]) for span in played.spans]
-
-
+    spans = _play(passes, times.by_key()).spans
+    return [span._replace(rank=int(span.stream.split()[-1]), stream=span.stream.split()[0]) for span in spans]

@@ -1,0 +1,168 @@
+"""What a played step means: one function per metric, and a Result that holds them all.
+
+    step_time_s | ttft_s | tpot_s   seconds of the step: training | prefill | decode
+    tokens_per_s                    new tokens of the step over its seconds; prefill batches follow one another,
+                                    so there it is over the busy seconds of the fullest stage
+    mfu                             model FLOPs (no recompute) over the dense peak of the workload's dtype
+    exposed_comm_fraction           share of the step in which only communication runs
+    imbalance                       max/mean of the tokens that expert-parallel ranks receive
+    cost_per_million_tokens         GPUs x price per GPU-hour over tokens; None without a price
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from moesim.cluster import Gpu
+from moesim.memory import Memory, memory
+from moesim.model import forward_flops, training_flops
+from moesim.step import experts
+from moesim.step.breakdown import Breakdown, breakdown
+from moesim.step.layers import LayerPlayer, batched, bounded, by_events
+from moesim.step.passes import pass_key, spread
+from moesim.step.play import ends, passes_of, stage_passes, stage_work, step_bound, step_seconds, step_times
+from moesim.step.scenario import Scenario
+from moesim.strategy import Strategy, why_not
+from moesim.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TIME_METRIC: Final = {"train": "step_time_s", "prefill": "ttft_s", "decode": "tpot_s"}
+FULL: Final = 0.94  # share of GPU memory that may be planned; the allocator needs the rest (estimated)
+OF_TIME: Final = ("step_time_s", "ttft_s", "tpot_s", "cost_per_million_tokens")
+OF_SPEED: Final = ("tokens_per_s", "tokens_per_s_per_gpu", "mfu")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Result:
+    """One strategy, played."""
+
+    scenario: Scenario
+    strategy: Strategy
+    step_s: float
+    bound_s: float  # that no order of the same ops can beat
+    memory: Memory
+    breakdown: Breakdown
+    metrics: dict[str, float | None]
+    interval: dict[str, list[float] | None]
+    dropped_share: float
+    padding_share: float
+    infeasible: str | None  # why it cannot run as it is: memory
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "strategy": self.strategy.to_dict(),
+            "metrics": self.metrics,
+            "interval": self.interval,
+            "basis": self.breakdown.basis._asdict(),
+            "bound_s": self.bound_s,
+            "breakdown_s": self.breakdown.seconds,
+            "memory_bytes": self.memory._asdict(),
+            "dropped_share": self.dropped_share,
+            "padding_share": self.padding_share,
+            "infeasible": self.infeasible,
+        }
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row: strategy and metrics."""
+        import pandas as pd
+
+        return pd.DataFrame([self.strategy.to_dict() | self.metrics])
+
+
+def measure(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: bool = False) -> Result:
+    """Play ``strategy`` (by SimPy, or by the batched list schedule) and say what it means.
+
+    Raises MoesimError when the strategy is impossible; one that does not fit in memory is played and
+    marked ``infeasible``.
+    """
+    from moesim.errors import MoesimError
+
+    reason = why_not(scenario.model, scenario.cluster, scenario.workload, strategy)
+    if reason is not None:
+        raise MoesimError(f"this strategy cannot run: {reason}; strategy was: {strategy.to_dict()}")
+    play: LayerPlayer = _remembering(by_events if events else batched)
+    passes = passes_of(scenario, strategy)
+    stages = stage_passes(scenario, strategy, play)
+    end = ends(scenario, strategy)
+    times = step_times(stages, end)
+    step_s = float(step_seconds(passes, times, events=events, fold=fold))
+    floor = step_times(stage_passes(scenario, strategy, bounded), end)
+    floor_s = float(step_bound(passes, floor, passes.micro_batches))
+    why = breakdown(scenario, strategy, play, stages, passes, step_s)
+    load = experts.load(scenario, spread(scenario, pass_key(scenario, strategy))) if scenario.model.moe else None
+    found = memory(scenario.model, scenario.workload, strategy, load.imbalance if load else 1.0)
+    steady_s = float(stage_work(times, passes.micro_batches).max()) if scenario.workload.kind == "prefill" else step_s
+    metrics = _metrics(scenario, step_s, steady_s, why, found, load.imbalance if load else 1.0)
+    return Result(
+        scenario=scenario,
+        strategy=strategy,
+        step_s=step_s,
+        bound_s=min(floor_s, step_s),
+        memory=found,
+        breakdown=why,
+        metrics=metrics,
+        interval={name: _band(name, value, why.error) for name, value in metrics.items() if name in OF_TIME + OF_SPEED},
+        dropped_share=load.dropped_share if load else 0.0,
+        padding_share=load.padding_share if load else 0.0,
+        infeasible=does_not_fit(scenario.cluster.gpu, found),
+    )
+
+
+def _remembering(play: LayerPlayer) -> LayerPlayer:
+    known: dict[int, Any] = {}
+
+    def once(layer_pass: Any) -> Any:
+        if id(layer_pass) not in known:
+            known[id(layer_pass)] = play(layer_pass)
+        return known[id(layer_pass)]
+
+    return once
+
+
+def does_not_fit(gpu: Gpu, found: Memory) -> str | None:
+    """Why the memory of ``gpu`` is too small, or None."""
+    return "does not fit in GPU memory" if found.total > FULL * gpu.memory_bytes else None
+
+
+def model_flops(scenario: Scenario) -> float:
+    """FLOPs of the model for one step over the whole cluster; recompute is not counted."""
+    work, model = scenario.workload, scenario.model
+    if work.trains:
+        return work.sequences * training_flops(model, work.queries)
+    return work.sequences * forward_flops(model, work.queries, work.past, outputs=1.0)
+
+
+def peak_flops(gpu: Gpu, workload: Workload) -> float:
+    """Dense peak of the workload's dtype; a GPU without it computes in bf16."""
+    dtype = "fp8" if workload.dtype.startswith("fp8") else "bf16"
+    return gpu.flops.get(dtype, gpu.flops["bf16"])
+
+
+def cost_per_million_tokens(scenario: Scenario, tokens_per_s: float) -> float | None:
+    """Price of all GPUs for the time that a million tokens take."""
+    price = scenario.cluster.gpu_hour_price
+    return None if price is None else price * scenario.cluster.gpus / 3600.0 / tokens_per_s * 1e6
+
+
+def _metrics(
+    scenario: Scenario, step_s: float, steady_s: float, why: Breakdown, found: Memory, imbalance: float
+) -> dict[str, float | None]:
+    work, gpus = scenario.workload, scenario.cluster.gpus
+    tokens_per_s = work.tokens / steady_s
+    return {
+        TIME_METRIC[work.kind]: step_s,
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_per_gpu": tokens_per_s / gpus,
+        "mfu": model_flops(scenario) / (gpus * peak_flops(scenario.cluster.gpu, work) * steady_s),
+        "memory_bytes_per_gpu": found.total,
+        "exposed_comm_fraction": why.exposed_s / step_s,
+        "imbalance": imbalance,
+        "cost_per_million_tokens": cost_per_million_tokens(scenario, tokens_per_s),
+    }
+
+
+def _band(name: str, value: float | None, error: float) -> list[float] | None:
+    """The 90 % band: a time between t / (1 + e) and t (1 + e); a speed the other way round, the same."""
+    return None if value is None else [value / (1.0 + error), value * (1.0 + error)]

@@ -1,0 +1,137 @@
+"""Where the time of a step goes, and how sure it is: seconds of the fullest stage by family.
+
+    compute    attention, dense, experts (mean rank), gate, recompute, optimizer
+    waiting    imbalance: the slowest rank's experts beyond the mean rank's
+    exposed    communication that nothing hides, by family: all-to-all, tp, cp, etp, dp, pp
+    bubble     the stage waits for other stages
+
+They add up to the step. A family's exposed seconds are the pass's idle compute time, divided among the
+communication families in proportion to their busy time.
+"""
+
+from collections import Counter
+from math import sqrt
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from moesim.cost import Basis, FloatArray
+from moesim.program import RANK_STREAMS, Passes
+from moesim.step.experts import class_weights
+from moesim.step.layers import LayerPlayer
+from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
+from moesim.step.play import Ends, StagePasses, by_class, ends, head, layer_counts, step_seconds, step_times
+from moesim.step.price import NOTHING, Price
+from moesim.step.scenario import BATCH_CLASSES, Scenario
+from moesim.strategy import Strategy
+
+COMMUNICATION: Final = ("all-to-all", "tp", "cp", "etp", "dp", "pp")
+
+
+class Breakdown(NamedTuple):
+    """``seconds`` by family add up to the step; ``error`` is the relative half-width of its 90 % band."""
+
+    seconds: dict[str, float]
+    error: float
+    basis: Basis
+    sources: tuple[str, ...]
+
+    @property
+    def exposed_s(self) -> float:
+        """Communication that nothing hides."""
+        return sum(self.seconds.get(family, 0.0) for family in COMMUNICATION)
+
+
+class _Ledger:
+    """Adds up seconds by family, and every priced second by what it rests on."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.basis = np.zeros(3)
+        self.sources: Counter[str] = Counter()
+
+    def rest_on(self, one: Price, seconds: float) -> None:
+        """``seconds`` of work, hidden or not, were priced by ``one``."""
+        self.errors[one.family] += seconds * one.error
+        self.basis += seconds * np.array(one.basis)
+        for source in one.sources:
+            self.sources[source] += seconds
+
+    def add(self, one: Price, seconds: float) -> None:
+        self.seconds[one.family] += seconds
+        self.rest_on(one, seconds)
+
+
+def breakdown(
+    scenario: Scenario, strategy: Strategy, play: LayerPlayer, stages: StagePasses, passes: Passes, step_s: float
+) -> Breakdown:
+    """Explain ``step_s``, the seconds of a step whose stage passes took ``stages``."""
+    turns = np.bincount(np.arange(passes.micro_batches) % BATCH_CLASSES, minlength=BATCH_CLASSES)
+    stage = int(np.argmax((stages.forward + stages.backward) @ turns))
+    ledger = _Ledger()
+    key = pass_key(scenario, strategy)
+    for layer, count in layer_counts(scenario, strategy.pp).items():
+        times = count[stage][:, None] * turns  # [layer class, micro-batch class]
+        _add_pass(ledger, forward_pass(scenario, layer, key), times, play, strategy.ep)
+        if scenario.workload.trains:
+            _add_pass(ledger, backward_pass(scenario, layer, key, strategy.recompute), times, play, strategy.ep)
+    if stage == strategy.pp - 1:
+        for backward in (False, True)[: 1 + scenario.workload.trains]:
+            one = head(scenario, strategy, backward=backward)
+            ledger.add(one, passes.micro_batches * float(one.seconds.sum()))
+    _add_ends(ledger, ends(scenario, strategy), stages, passes, stage, step_s)
+    total = sum(ledger.seconds.values())
+    priced = float(ledger.basis.sum())
+    return Breakdown(
+        seconds={family: s for family, s in ledger.seconds.items() if s > 0},
+        error=sqrt(sum(e**2 for e in ledger.errors.values())) / max(total, priced, 1e-30),
+        basis=Basis(*(ledger.basis / priced).tolist()) if priced > 0 else Basis(0.0, 0.0, 1.0),
+        sources=tuple(source for source, seconds in ledger.sources.most_common() if seconds > 0),
+    )
+
+
+def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, play: LayerPlayer, ranks: int) -> None:
+    """A layer pass, ``times[layer class, micro-batch class]`` over."""
+    counts = Counter(op.key for op in one.program)
+    streams = {op.key: op.stream for op in one.program}
+    ended = float((by_class(play(one), len(times)) * times).sum())
+    computed, moved = 0.0, []
+    for name, count in counts.items():
+        priced = one.prices[name]
+        slowest = float((by_class(priced.seconds.max(axis=1), len(times)) * times).sum()) * count
+        if streams[name] not in RANK_STREAMS:
+            moved.append((priced, slowest))
+            continue
+        mean = _mean_rank(priced, ranks, times) * count
+        ledger.add(priced, mean)
+        ledger.seconds["imbalance"] += slowest - mean
+        computed += slowest
+    busy = sum(seconds for _, seconds in moved)
+    exposed = max(0.0, ended - computed)
+    for priced, seconds in moved:
+        ledger.rest_on(priced, seconds)
+        ledger.seconds[priced.family] += exposed * seconds / busy if busy > 0 else 0.0
+
+
+def _mean_rank(priced: Price, ranks: int, times: FloatArray) -> float:
+    classes = priced.seconds.shape[1]
+    by_rank = priced.seconds @ class_weights(ranks, classes) if classes > 1 else priced.seconds[:, 0]
+    return float((by_class(by_rank, len(times)) * times).sum())
+
+
+def _add_ends(
+    ledger: _Ledger, end: Ends, stages: StagePasses, passes: Passes, stage: int, step_s: float
+) -> None:
+    """Optimizer; data parallelism and transfers as what the step loses without them; the rest is bubble."""
+    for one in (end.gather[stage], end.reduce[stage], end.send[stage]):
+        ledger.rest_on(one, float(one.seconds.sum()))
+    ledger.add(end.optimizer[stage], float(end.optimizer[stage].seconds.sum()))
+    left = max(0.0, step_s - sum(ledger.seconds.values()))
+    nothing = [NOTHING] * passes.stages
+    for family, without in (("dp", end._replace(gather=nothing, reduce=nothing)), ("pp", end._replace(send=nothing))):
+        faster_s = float(step_seconds(passes, step_times(stages, without), events=False))
+        exposed = min(left, max(0.0, step_s - faster_s))
+        ledger.seconds[family] += exposed
+        left -= exposed
+    ledger.seconds["bubble"] += left
