@@ -7,10 +7,12 @@ optimizer, stage 2 the gradients too, stage 3 the weights too (arXiv:1910.02054)
 their own data parallelism, dp x cp x tp / (ep x etp).
 """
 
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+import numpy as np
+
+from moesim.cost import FloatArray
 from moesim.model import (
     Experts,
     Layer,
@@ -62,62 +64,80 @@ class Memory(NamedTuple):
 class Held(NamedTuple):
     """Parameters on one GPU; dense and expert apart, because they are sharded over different data parallelism."""
 
-    dense: float
-    expert: float
+    dense: FloatArray | np.float64  # by stage, or of one layer
+    expert: FloatArray | np.float64
 
 
 def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: float = 1.0) -> Memory:
     """Bytes on the fullest GPU. ``imbalance`` is max/mean of the tokens that ranks receive."""
-    stages = range(strategy.pp)
-    return max((_stage_memory(model, workload, strategy, s, imbalance) for s in stages), key=lambda m: m.total)
+    stages = (_training if workload.trains else _serving)(model, workload, strategy, imbalance)
+    fullest = int(np.argmax(sum(stages)))
+    return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
 
 
-def _stage_memory(model: Model, workload: Workload, strategy: Strategy, stage: int, imbalance: float) -> Memory:
-    held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp, stage)
-    if workload.trains:
-        return Memory(
-            *_training_state(held, strategy),
-            activations=_training_activations(model, workload, strategy, stage, imbalance),
-            kv_cache=0.0,
-            buffers=FRAMEWORK_BYTES + _gathered_layer(model, strategy),
-        )
-    matrices = WEIGHT_BYTES[workload.dtype]
-    tokens = _tokens(workload, strategy)
-    widest = max(_working_values(model, kind.layer, strategy, imbalance) for kind in model.layer_kinds())
-    return Memory(
-        weights=held.dense * matrices + held.expert * matrices,
-        gradients=0.0,
-        optimizer=0.0,
-        activations=tokens * widest * ACTIVATION_BYTES,
-        kv_cache=_kv_cache(model, workload, strategy, stage),
-        buffers=FRAMEWORK_BYTES,
+def _training(
+    model: Model, workload: Workload, strategy: Strategy, imbalance: float
+) -> tuple[FloatArray | float, ...]:
+    """The fields of Memory for every stage."""
+    held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
+    tokens = tokens_on_gpu(workload, strategy)
+    kept, working, last = _activation_values(model, strategy.pp, strategy.recompute, imbalance)
+    pending = _in_flight(strategy.schedule, strategy.pp, strategy.micro_batches(workload.sequences))
+    logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
+    return (
+        _kept(held, strategy, TRAINING_WEIGHT_BYTES, from_zero_stage=3),
+        _kept(held, strategy, GRADIENT_BYTES, from_zero_stage=2),
+        _kept(held, strategy, OPTIMIZER_BYTES, from_zero_stage=1),
+        tokens * ((pending * kept + working) * ACTIVATION_BYTES + logits),
+        0.0,
+        FRAMEWORK_BYTES + _gathered_layer(model, strategy),
     )
 
 
-def _training_state(held: Held, strategy: Strategy) -> tuple[float, float, float]:
-    """Weights, gradients, optimizer in bytes."""
-    shards = Held(strategy.dp * strategy.cp, strategy.expert_dp)
+def _serving(
+    model: Model, workload: Workload, strategy: Strategy, imbalance: float
+) -> tuple[FloatArray | float, ...]:
+    """The fields of Memory for every stage; embedding and head stay in bf16."""
+    held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
+    ends = _ends_by_stage(model, strategy.pp) / strategy.tp
+    matrices = WEIGHT_BYTES[workload.dtype]
+    widest = max(_kept_values(model, kind.layer, "none", imbalance) for kind in model.layer_kinds())
+    return (
+        (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
+        0.0,
+        0.0,
+        tokens_on_gpu(workload, strategy) * widest * ACTIVATION_BYTES,
+        _kv_cache(model, workload, strategy),
+        FRAMEWORK_BYTES,
+    )
 
-    def kept(bytes_each: float, from_zero_stage: int) -> float:
-        sharded = strategy.zero >= from_zero_stage
-        return sum(n * bytes_each / (over if sharded else 1) for n, over in zip(held, shards, strict=True))
 
-    return kept(TRAINING_WEIGHT_BYTES, 3), kept(GRADIENT_BYTES, 2), kept(OPTIMIZER_BYTES, 1)
+def _kept(held: Held, strategy: Strategy, bytes_each: float, from_zero_stage: int) -> FloatArray:
+    """Bytes of one training state by stage, divided over data parallelism from a ZeRO stage on."""
+    if strategy.zero < from_zero_stage:
+        return (held.dense + held.expert) * bytes_each
+    return (held.dense / (strategy.dp * strategy.cp) + held.expert / strategy.expert_dp) * bytes_each
 
 
-@lru_cache(maxsize=65536)
-def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, stage: int) -> Held:
-    """Parameters on one GPU of a stage: its layers, the embedding on the first, the head on the last."""
-    dense = expert = 0.0
-    for index in stage_layers(model, pp)[stage]:
-        here = layer_on_gpu(model, model.layers[index], tp, ep, etp)
-        dense, expert = dense + here.dense, expert + here.expert
-    if stage == 0:
-        dense += embedding_parameters(model) / tp
-    if stage == pp - 1:
-        tied_elsewhere = model.tied_embeddings and pp > 1
-        dense += (embedding_parameters(model) if tied_elsewhere else head_parameters(model)) / tp + model.hidden
+@lru_cache(maxsize=4096)
+def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int) -> Held:
+    """Parameters on one GPU of each stage: its layers, the embedding on the first, the head on the last."""
+    dense, expert = _ends_by_stage(model, pp) / tp, np.zeros(pp)
+    for stage, indices in enumerate(stage_layers(model, pp)):
+        for index in indices:
+            here = layer_on_gpu(model, model.layers[index], tp, ep, etp)
+            dense[stage] += here.dense
+            expert[stage] += here.expert
+    dense[-1] += model.hidden  # the final norm
     return Held(dense, expert)
+
+
+def _ends_by_stage(model: Model, pp: int) -> FloatArray:
+    """Parameters of embedding and head; tied, they are stored twice when they are on two stages."""
+    ends = np.zeros(pp)
+    ends[0] += embedding_parameters(model)
+    ends[-1] += embedding_parameters(model) if model.tied_embeddings and pp > 1 else head_parameters(model)
+    return ends
 
 
 @lru_cache(maxsize=4096)
@@ -126,44 +146,43 @@ def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held
     counts = layer_parameters(model, layer)
     split = sum(p.parameters for p in projections(model, layer) if p.shard != "none")
     whole = counts.total - counts.experts - split
-    return Held(whole + split / tp, counts.experts / (ep * etp))
+    return Held(np.float64(whole + split / tp), np.float64(counts.experts / (ep * etp)))
+
+
+@lru_cache(maxsize=4096)
+def _gathered(model: Model, tp: int, ep: int, etp: int) -> float:
+    largest = max(sum(layer_on_gpu(model, k.layer, tp, ep, etp)) for k in model.layer_kinds())
+    return 2.0 * float(largest) * TRAINING_WEIGHT_BYTES
 
 
 def _gathered_layer(model: Model, strategy: Strategy) -> float:
     """ZeRO 3 holds one layer's weights whole, and the next one's on their way."""
-    if strategy.zero < 3:
-        return 0.0
-    kinds = model.layer_kinds()
-    largest = max(sum(layer_on_gpu(model, k.layer, strategy.tp, strategy.ep, strategy.etp)) for k in kinds)
-    return 2.0 * largest * TRAINING_WEIGHT_BYTES
+    return _gathered(model, strategy.tp, strategy.ep, strategy.etp) if strategy.zero == 3 else 0.0
 
 
-def _tokens(workload: Workload, strategy: Strategy) -> float:
+def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
     """New tokens of one micro-batch on one GPU, split over context and tensor parallelism."""
     return strategy.micro_batch * workload.queries / (strategy.cp * strategy.tp)
 
 
-def _training_activations(
-    model: Model, workload: Workload, strategy: Strategy, stage: int, imbalance: float
-) -> float:
-    tokens = _tokens(workload, strategy)
-    layers = [model.layers[index] for index in stage_layers(model, strategy.pp)[stage]]
-    kept = _kept_by(model, tuple(layers), strategy.recompute, imbalance)
-    pending = in_flight(
-        strategy.schedule, stage, strategy.pp, strategy.micro_batches(workload.sequences)
-    )
-    widest = max((_working_values(model, layer, strategy, imbalance) for layer in set(layers)), default=0.0)
-    working = widest if strategy.recompute == "full" else 0.0
-    logits = 0.0
-    if stage == strategy.pp - 1:  # bf16 logits, their fp32 softmax; one micro-batch at a time
-        logits = tokens * model.vocab * (ACTIVATION_BYTES + 4.0)
-    return tokens * (pending * kept + working) * ACTIVATION_BYTES + logits
+@lru_cache(maxsize=4096)
+def _activation_values(
+    model: Model, pp: int, recompute: str, imbalance: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """By stage, values per token: kept by its layers, alive while one is recomputed; 1 on the last stage."""
+    stages = [[model.layers[index] for index in indices] for indices in stage_layers(model, pp)]
+    kept = [sum(_kept_values(model, layer, recompute, imbalance) for layer in layers) for layers in stages]
+    working = [
+        max((_kept_values(model, layer, "none", imbalance) for layer in set(layers)), default=0.0)
+        if recompute == "full" else 0.0
+        for layers in stages
+    ]  # fmt: skip
+    return np.array(kept), np.array(working), np.eye(1, pp, pp - 1)[0]
 
 
-@lru_cache(maxsize=8192)
-def _kept_by(model: Model, layers: tuple[Layer, ...], recompute: str, imbalance: float) -> float:
-    """Values kept per token for the backward pass by a run of layers."""
-    return sum(_kept_values(model, layer, recompute, imbalance) for layer in layers)
+@lru_cache(maxsize=4096)
+def _in_flight(schedule: str, pp: int, micro_batches: int) -> FloatArray:
+    return np.array([in_flight(schedule, stage, pp, micro_batches) for stage in range(pp)], dtype=float)
 
 
 @lru_cache(maxsize=4096)
@@ -179,7 +198,7 @@ def _kept_values(model: Model, layer: Layer, recompute: str, imbalance: float) -
     if recompute == "full":
         return float(hidden)
     every = recompute == "none"
-    core = a.heads * (a.head_dim + a.v_head_dim) + a.kv_heads * (a.head_dim + a.v_head_dim)
+    core = (a.heads + a.kv_heads) * (a.head_dim + a.v_head_dim)
     attention = hidden + core + every * hidden
     if not isinstance(ffn, Experts):
         return attention + hidden + every * hidden + _ffn_values(ffn.width, ffn.gated, every)
@@ -192,29 +211,18 @@ def _ffn_values(width: int, gated: bool, every: bool) -> int:
     return width * (1 + gated + every)
 
 
-@lru_cache(maxsize=8192)
-def _working(model: Model, layer: Layer, imbalance: float) -> float:
-    """Values per token alive while one layer runs: all that it would keep."""
-    return _kept_values(model, layer, "none", imbalance)
+def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArray:
+    """Cached bytes on one GPU by stage: heads divided over tp as far as there are key-value heads."""
+    values = _kv_bytes_by_stage(model, strategy.pp, strategy.tp, workload.past + workload.queries)
+    return values * (workload.sequences / strategy.dp / strategy.cp)
 
 
-def _working_values(model: Model, layer: Layer, strategy: Strategy, imbalance: float) -> float:
-    return _working(model, layer, imbalance)
-
-
-def _kv_cache(model: Model, workload: Workload, strategy: Strategy, stage: int) -> float:
-    """Cached bytes on one GPU: heads divided over tp as far as there are key-value heads."""
-    sequences = workload.sequences / strategy.dp
-    context = workload.past + workload.queries
-    return sequences * sum(_kv_values(model, _stage(model, strategy, stage), strategy.tp, context)) / strategy.cp
-
-
-def _stage(model: Model, strategy: Strategy, stage: int) -> Iterable[Layer]:
-    return (model.layers[index] for index in stage_layers(model, strategy.pp)[stage])
-
-
-def _kv_values(model: Model, layers: Iterable[Layer], tp: int, context: float) -> Iterable[float]:
-    for layer in layers:
-        per_token = kv_bytes_per_token(model, layer, KV_BYTES)
-        split = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
-        yield stored_tokens(layer.attention, context) * per_token / split
+@lru_cache(maxsize=1024)
+def _kv_bytes_by_stage(model: Model, pp: int, tp: int, context: int) -> FloatArray:
+    """KV-cache bytes of one sequence on one GPU of each stage."""
+    found = np.zeros(pp)
+    for stage, indices in enumerate(stage_layers(model, pp)):
+        for layer in (model.layers[index] for index in indices):
+            split = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
+            found[stage] += stored_tokens(layer.attention, context) * kv_bytes_per_token(model, layer, KV_BYTES) / split
+    return found

@@ -137,7 +137,7 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
 
 
 def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
-    if not any(kind.layer.is_moe for kind in model.layer_kinds()) and strategy.ep * strategy.etp > 1:
+    if model.moe is None and strategy.ep * strategy.etp > 1:
         return "the model has no experts to spread"
     for kind in model.layer_kinds():
         attention, ffn = kind.layer.attention, kind.layer.ffn

@@ -8,6 +8,7 @@ Everything else (weights, FLOPs, bytes) is derived from these nouns in ``weights
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from moesim.errors import MoesimError
@@ -181,7 +182,12 @@ class Model:
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Distinct layers with their counts, in order of first appearance."""
-        return tuple(LayerKind(layer, count) for layer, count in Counter(self.layers).items())
+        return _layer_kinds(self)
+
+
+@lru_cache(maxsize=256)
+def _layer_kinds(model: Model) -> tuple[LayerKind, ...]:
+    return tuple(LayerKind(layer, count) for layer, count in Counter(model.layers).items())
 
 
 def _positive(what: str, **values: int | None) -> None:

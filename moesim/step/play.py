@@ -128,8 +128,8 @@ def _once_per_step(  # noqa: PLR0913  # the cache key, field by field
     scenario: Scenario, dp: Group, expert_dp: Group, zero: int, tp: int, ep: int, etp: int, pp: int, stage: int
 ) -> tuple[Price, Price, Price]:
     """Weights gathered, gradients reduced, optimizer of one stage."""
-    held = held_by_stage(scenario.model, tp, ep, etp, pp, stage)
-    parts = ((dp, held.dense), (expert_dp, held.expert))
+    held = held_by_stage(scenario.model, tp, ep, etp, pp)
+    parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
     gather = reduce = NOTHING
     if zero == 1:
         gather = price("dp", *(all_gather(scenario.cluster, g, n * TRAINING_WEIGHT_BYTES) for g, n in parts))
