@@ -1,0 +1,151 @@
+"""Which strategies are considered: layouts, what they keep in memory, and how they communicate.
+
+    layout    tp, cp, pp, ep, etp; dp is what is left
+    frame     a layout with micro-batch, ZeRO stage, recompute and schedule that fits in memory
+    variant   all-to-all, chunks, overlap, placement
+
+A frame that keeps less than another fitting one of its layout (more recompute, a higher ZeRO stage) is
+never faster: it is dropped as dominated.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
+
+from moesim.alltoall import ALGORITHMS, unsupported
+from moesim.memory import memory
+from moesim.metrics import does_not_fit
+from moesim.step import experts
+from moesim.step.passes import pass_key, splits_tokens, spread
+from moesim.step.scenario import Scenario
+from moesim.strategy import RECOMPUTE, Strategy, groups, why_not
+
+MICRO_BATCHES = (1, 2, 4)
+TRAINING_ZERO = (1, 2, 3)
+CHUNKS = (1, 2, 4, 8)
+LEAST_CONTEXT_SLICE = 2048  # tokens of a sequence below which context parallelism is not tried
+
+
+class Variant(NamedTuple):
+    """How a frame communicates."""
+
+    all_to_all: str
+    chunks: int
+    overlap: str
+    placement: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Space:
+    """Frames that can run, and why the others cannot."""
+
+    frames: list[Strategy]
+    infeasible: Counter[str] = field(default_factory=Counter)  # strategies by reason
+    dominated: int = 0  # strategies
+
+
+def space(scenario: Scenario) -> Space:
+    """Every frame that fits, best of its kind."""
+    found: list[Strategy] = []
+    infeasible: Counter[str] = Counter()
+    dominated = 0
+    for layout in layouts(scenario):
+        some = variants(scenario, layout)
+        for micro_batch in _micro_batches(scenario, layout):
+            sized = replace(layout, micro_batch=micro_batch)
+            kept = list(product(*_keeping(scenario, sized)))
+            reason = why_not(scenario.model, scenario.cluster, scenario.workload, sized)
+            if reason is not None:
+                infeasible[reason] += len(kept) * len(some)
+                continue
+            fitting = _fitting(scenario, sized, kept)
+            best = _undominated(fitting)
+            infeasible["does not fit in GPU memory"] += (len(kept) - len(fitting)) * len(some)
+            dominated += (len(fitting) - len(best)) * len(some)
+            found += best
+    return Space(frames=found, infeasible=+infeasible, dominated=dominated)
+
+
+def layouts(scenario: Scenario) -> Iterator[Strategy]:
+    """Degrees that multiply to the cluster; what they must divide is left to ``why_not``."""
+    cluster, model, work = scenario.cluster, scenario.model, scenario.workload
+    ffn = model.moe
+    node = _powers_of_two(min(cluster.gpus_per_node, 8))
+    contexts = [1] if work.kind == "decode" else [c for c in node if work.queries // c >= LEAST_CONTEXT_SLICE or c == 1]
+    for tp, cp, pp in product(node, contexts, _divisors(cluster.gpus, min(len(model.layers), 64))):
+        if cluster.gpus % (tp * cp * pp):
+            continue
+        stage = cluster.gpus // pp
+        for ep, etp in product(_divisors(ffn.experts, stage) if ffn else [1], node if ffn else [1]):
+            if ep * etp <= stage:
+                yield Strategy(dp=stage // (tp * cp), tp=tp, cp=cp, pp=pp, ep=ep, etp=etp)
+
+
+def _micro_batches(scenario: Scenario, layout: Strategy) -> list[int]:
+    """Sequences per micro-batch. Serving runs all of a rank's sequences at once, or one share per stage."""
+    own = max(1, scenario.workload.sequences // layout.dp)
+    if scenario.workload.trains:
+        return [m for m in MICRO_BATCHES if m <= own]
+    return sorted({max(1, own // layout.pp), own, 1} if scenario.workload.kind == "prefill" else {max(1, own // layout.pp)})
+
+
+def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]:
+    """Recompute, ZeRO stage and schedule to try."""
+    if not scenario.workload.trains:
+        return ("none",), (1,), ("1f1b",)
+    pipelines = layout.pp > 1 and scenario.workload.sequences // (layout.dp * layout.micro_batch) > 1
+    return RECOMPUTE, TRAINING_ZERO, ("1f1b", "gpipe") if pipelines else ("1f1b",)
+
+
+def _fitting(scenario: Scenario, sized: Strategy, kept: list[tuple[str, int, str]]) -> list[Strategy]:
+    skew = 1.0
+    if scenario.model.moe is not None:
+        skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).imbalance
+    gpu = scenario.cluster.gpu
+    made = (replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept)
+    return [s for s in made if does_not_fit(gpu, memory(scenario.model, scenario.workload, s, skew)) is None]
+
+
+def _undominated(fitting: list[Strategy]) -> list[Strategy]:
+    """Without those that another one of the same schedule beats in recompute and ZeRO stage."""
+
+    def slower(one: Strategy, other: Strategy) -> bool:
+        mine = RECOMPUTE.index(one.recompute), one.zero
+        theirs = RECOMPUTE.index(other.recompute), other.zero
+        return one.schedule == other.schedule and mine != theirs and mine[0] >= theirs[0] and mine[1] >= theirs[1]
+
+    return [one for one in fitting if not any(slower(one, other) for other in fitting)]
+
+
+def variants(scenario: Scenario, frame: Strategy) -> tuple[Variant, ...]:
+    """Ways of communicating that differ for this frame."""
+    group = groups(frame, scenario.cluster)["ep"]
+    dispatches = frame.ep > 1 and splits_tokens(scenario, frame.tp, frame.ep * frame.etp)
+    usable = tuple(a for a in ALGORITHMS if unsupported(scenario.cluster, group, a) is None)
+    return _variants(usable if dispatches else ("linear",), dispatches, frame.ep > 1 and scenario.routing.kind != "uniform")
+
+
+@lru_cache(maxsize=64)
+def _variants(algorithms: tuple[str, ...], dispatches: bool, skewed: bool) -> tuple[Variant, ...]:
+    overlaps = [(1, "none"), *((n, "chunked") for n in (CHUNKS if dispatches else CHUNKS[:1]))]
+    placements = ("contiguous", "balanced") if skewed else ("contiguous",)
+    return tuple(
+        Variant(algorithm, chunks, overlap, placement)
+        for algorithm, (chunks, overlap), placement in product(algorithms, overlaps, placements)
+    )
+
+
+def with_variant(frame: Strategy, variant: Variant) -> Strategy:
+    return replace(frame, **variant._asdict())
+
+
+@lru_cache(maxsize=1024)
+def _divisors(number: int, most: int) -> list[int]:
+    return [d for d in range(1, min(number, most) + 1) if number % d == 0]
+
+
+def _powers_of_two(most: int) -> list[int]:
+    return [2**i for i in range(most.bit_length())]
