@@ -191,15 +191,17 @@ def _unfolded(one: Span, layers: Inside, classes: int) -> Iterator[Span]:
     another order may differ in the last digit: what would stick out of the pass is cut."""
     start_s = one.start_s
     for number, played in layers:
-        about = {"rank": one.rank, "micro_batch": one.micro_batch, "layer": number, "turn": one.turn}
         end_s = min(start_s + played.end_s, one.end_s)
         what, chunk = ("head", 0) if number == HEAD else ("layer", number)
+        whole = one._replace(
+            stream="layer", what=what, chunk=chunk, start_s=start_s, end_s=end_s, layer=number
+        )
         for rank_class in range(classes):
-            yield Span(0, "layer", what, chunk, start_s, end_s)._replace(rank_class=rank_class, **about)
+            yield whole._replace(rank_class=rank_class)
             for span in _of_class(played, rank_class):
-                yield span._replace(
+                yield whole._replace(
+                    stream=span.stream, what=span.what, chunk=span.chunk, rank_class=rank_class,
                     start_s=min(start_s + span.start_s, end_s), end_s=min(start_s + span.end_s, end_s),
-                    rank_class=rank_class, **about,
                 )  # fmt: skip
         start_s = end_s
 

@@ -1,0 +1,28 @@
+"""Pictures of an answer. A plot takes a frame and an Axes, draws, and returns the Axes.
+
+    style.py       colours by family, figure(), save(), save_table()
+    timeline.py    timeline() of a step, layer_timeline() of one layer pass
+    candidates.py  candidates(): every priced strategy, the played ones, the winner
+    breakdown.py   breakdown(): where the seconds of a step go
+    topology.py    topology(): the cluster as tiers of nodes and links
+
+matplotlib is imported here and nowhere else.
+"""
+
+from moesim.plots.breakdown import breakdown
+from moesim.plots.candidates import candidates
+from moesim.plots.style import COLOURS, figure, save, save_table
+from moesim.plots.timeline import layer_timeline, timeline
+from moesim.plots.topology import topology
+
+__all__ = [
+    "COLOURS",
+    "breakdown",
+    "candidates",
+    "figure",
+    "layer_timeline",
+    "save",
+    "save_table",
+    "timeline",
+    "topology",
+]

@@ -1,0 +1,171 @@
+"""Gantt charts: who does what, when."""
+
+from typing import TYPE_CHECKING, Final
+
+from matplotlib.collections import PolyCollection
+
+from moesim.plots.style import COLOURS, SMALL, legend_above, readable_on, say_empty, tidy, time_unit
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+FORWARD, BACKWARD = "#56B4E9", "#0072B2"
+STEP_COLOURS: Final = {
+    "forward": FORWARD,
+    "backward": BACKWARD,
+    "send": COLOURS["pp"],
+    "back": COLOURS["pp"],
+    "gather": COLOURS["dp"],
+    "reduce": COLOURS["dp"],
+    "optimizer": COLOURS["optimizer"],
+}
+STEP_NAMES: Final = {
+    "forward": "forward",
+    "backward": "backward",
+    "send": "transfer between stages",
+    "gather": "weights gathered, gradients reduced (dp)",
+    "optimizer": "optimizer",
+}
+# Family of each op, by the first words of its name; a gradient belongs where its forward does.
+FAMILIES: Final = {
+    "attention": "attention", "ffn": "dense", "shared": "dense", "head": "dense", "route": "gate",
+    "merge": "gate", "experts": "experts", "recompute": "recompute", "dispatch": "all-to-all",
+    "combine": "all-to-all", "tp": "tp", "etp": "etp", "kv": "cp", "weight": "dp", "gradient": "dp",
+}  # fmt: skip
+LINE: Final = "\n"
+CHARACTER: Final = 0.6  # width of a character over its height
+
+
+def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
+    """A step as its pipeline: one row per stage with its passes, transfers and reductions as thin bars below.
+
+    ``spans`` has the columns of ``Span``; ops inside the layers are left out. Numbers are micro-batches.
+    """
+    shown = spans[spans["stream"].isin(["stage", "send", "back", "dp"]) & (spans["layer"] < 0)]
+    shown = shown[shown["end_s"] > shown["start_s"]]
+    shown = shown.assign(word=shown["what"].str.split().str[0])
+    unit, factor = time_unit(float(shown["end_s"].max()) if len(shown) else 1.0)
+    stages = int(shown["rank"].max()) + 1 if len(shown) else 1
+    for word, bars in shown.groupby("word", sort=False):
+        thick = str(word) in ("forward", "backward", "optimizer")
+        _bars(ax, bars, factor, STEP_COLOURS[str(word)], (-0.32, 0.5) if thick else (0.22, 0.14))
+    _number_passes(ax, shown[shown["word"].isin(["forward", "backward"])], factor)
+    _frame(ax, shown, unit, factor)
+    ax.set_ylabel("pipeline stage")
+    ax.set_yticks(range(stages))
+    ax.set_ylim(stages - 0.5, -0.5)
+    legend_above(ax, [(name, STEP_COLOURS[word]) for word, name in STEP_NAMES.items() if _has(shown, word)])
+    if not len(shown):
+        say_empty(ax, "passes")
+    return ax
+
+
+def layer_timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
+    """One layer pass: compute of every rank class (slowest first), below it the collectives they share.
+
+    ``spans`` are those of one layer played alone: ``rank`` is the rank class.
+    """
+    shown = spans[spans["end_s"] > spans["start_s"]]
+    whole_s = float(shown["end_s"].max()) if len(shown) else 1.0
+    unit, factor = time_unit(whole_s)
+    rows = _layer_rows(shown)
+    chunked = set(shown.loc[shown["chunk"] > 0, "what"])
+    families = []
+    for (stream, rank, what), bars in shown.groupby(["stream", "rank", "what"], sort=False):
+        family = FAMILIES[str(what).split()[0]]
+        families.append(family)
+        row = rows[str(stream), int(rank)][0]
+        _bars(ax, bars.assign(rank=row), factor, COLOURS[family], (-0.4, 0.8))
+        _label_ops(ax, bars.assign(rank=row), whole_s, factor, COLOURS[family], str(what) in chunked)
+    _frame(ax, shown, unit, factor)
+    ax.set_yticks(range(len(rows)), [name for _, name in rows.values()])
+    ax.set_ylabel("stream")
+    ax.set_ylim(max(1, len(rows)) - 0.4, -0.6)
+    legend_above(ax, [(family, colour) for family, colour in COLOURS.items() if family in families])
+    if not len(shown):
+        say_empty(ax, "ops")
+    return ax
+
+
+def _layer_rows(shown: "pd.DataFrame") -> dict[tuple[str, int], tuple[int, str]]:
+    """Row and name of each (stream, rank class)."""
+    lanes = sorted({(str(s), int(r)) for s, r in zip(shown["stream"], shown["rank"], strict=True)})
+    compute = [lane for lane in lanes if lane[0] == "compute"]
+    names = {
+        (stream, rank): f"compute, rank class {rank}" + (" (slowest)" if rank == 0 else "")
+        for stream, rank in compute
+    }
+    if len(compute) == 1:
+        names = dict.fromkeys(names, "compute")
+    shared = {"comm": "communication", "dp": "weights, gradients (dp)"}
+    names |= {lane: shared.get(lane[0], lane[0]) for lane in lanes if lane[0] != "compute"}
+    return {lane: (row, name) for row, (lane, name) in enumerate(names.items())}
+
+
+def _has(shown: "pd.DataFrame", word: str) -> bool:
+    same = {"send": ["send", "back"], "gather": ["gather", "reduce"]}
+    return bool(shown["word"].isin(same.get(word, [word])).any())
+
+
+def _bars(ax: "Axes", bars: "pd.DataFrame", factor: float, colour: str, place: tuple[float, float]) -> None:
+    """One rectangle per row; ``place`` is where it begins below the row's middle, and its height."""
+    offset, height = place
+    left, right = bars["start_s"].to_numpy() * factor, bars["end_s"].to_numpy() * factor
+    low = bars["rank"].to_numpy() + offset
+    corners = [
+        [(a, y), (b, y), (b, y + height), (a, y + height)] for a, b, y in zip(left, right, low, strict=True)
+    ]
+    width = 0.4 if len(bars) < 500 else 0.15
+    ax.add_collection(PolyCollection(corners, facecolors=colour, edgecolors="white", linewidths=width))
+
+
+def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
+    """Micro-batch numbers, where the bars are wide enough to hold them all."""
+    if not len(passes):
+        return
+    whole = float(passes["end_s"].max())
+    room = (passes["end_s"] - passes["start_s"]).quantile(0.1) / whole
+    if room < _width(ax, str(passes["chunk"].max())):
+        return
+    for one in passes.itertuples():
+        colour = STEP_COLOURS[str(one.what)]
+        middle = (float(one.start_s) + float(one.end_s)) / 2 * factor  # type: ignore[arg-type]
+        ax.text(
+            middle, float(one.rank) - 0.07, str(one.chunk),  # type: ignore[arg-type]
+            ha="center", va="center", fontsize=SMALL - 1, color=readable_on(colour),
+        )  # fmt: skip
+
+
+def _label_ops(
+    ax: "Axes", bars: "pd.DataFrame", whole_s: float, factor: float, colour: str, chunked: bool
+) -> None:
+    """The name of each op in its bar, or its initial, or nothing: what fits."""
+    for one in bars.itertuples():
+        what, number = str(one.what), str(one.chunk) if chunked else ""
+        start_s, end_s = float(one.start_s), float(one.end_s)  # type: ignore[arg-type]
+        choices = (
+            f"{what} {number}".strip(),
+            f"{what.replace(' ', LINE)} {number}".strip(),
+            what[0].upper() + number,
+        )
+        fits = (text for text in choices if _width(ax, text) <= (end_s - start_s) / whole_s)
+        text = next(fits, "")
+        ax.text(
+            (start_s + end_s) / 2 * factor, float(one.rank), text,  # type: ignore[arg-type]
+            ha="center", va="center", fontsize=SMALL - 1, color=readable_on(colour),
+        )  # fmt: skip
+
+
+def _width(ax: "Axes", text: str) -> float:
+    """Share of the axis that a label takes."""
+    figure_in = ax.figure.get_size_inches()[0]
+    points = ax.get_position().width * float(figure_in) * 72.0
+    return CHARACTER * (SMALL - 1) * (1 + max(len(line) for line in text.splitlines())) / points
+
+
+def _frame(ax: "Axes", shown: "pd.DataFrame", unit: str, factor: float) -> None:
+    end = float(shown["end_s"].max()) * factor if len(shown) else 1.0
+    ax.set_xlim(0.0, end)
+    ax.set_xlabel(f"time ({unit})", fontsize=SMALL + 1)
+    tidy(ax)
