@@ -1,0 +1,159 @@
+"""Measured figures as rows of tables: read them, and find the preset that a name or a GPU means.
+
+Every judge returns a frame with COLUMNS, one line per measured figure. The figures that ship with moesim lie
+in cited/ as small tables in the layout of docs/validation.md, so one reader serves both.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from moesim.cluster import CLUSTERS, Cluster
+from moesim.cost import ESTIMATED
+from moesim.errors import MoesimError
+from moesim.model import MODELS, Model
+from moesim.profile import load_profile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+SHIPPED: Final = Path(__file__).parent / "cited"
+COLUMNS: Final = (
+    *("group", "case", "measured", "predicted", "low", "high", "unit", "skipped", "source"),
+    *("block", "headline"),
+)
+# The published checkpoint has the layers of the preset.
+_SAME_LAYERS: Final = {"deepseekr1": "deepseekv3", "deepseekv31": "deepseekv3", "deepseekv3r1": "deepseekv3"}
+
+
+class Found(NamedTuple):
+    """A prediction with its 90 % band, in the unit of the figure."""
+
+    predicted: float
+    low: float
+    high: float
+
+
+class Skip(Exception):  # noqa: N818  # not an error: a row that is listed, and not judged
+    """Why a figure is not judged."""
+
+
+def read_tables(data: Path, pattern: str, needed: Iterable[str]) -> list[Row]:
+    """The rows of all tables of a folder whose name matches; an empty cell is None.
+
+    Raises MoesimError when a table cannot be read or lacks one of the ``needed`` columns.
+    """
+    import pandas as pd
+
+    parts = [_read(path, tuple(needed)) for path in sorted(data.glob(pattern))]
+    if not parts:
+        raise MoesimError(f"{data} has no {pattern}: point --data at a folder of measured tables")
+    rows = pd.concat(parts, ignore_index=True).astype(object)
+    cells = rows.where(rows.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in cells]
+
+
+def _read(path: Path, needed: tuple[str, ...]) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        rows = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise MoesimError(
+            f"cannot read {path}: {str(error).splitlines()[0]}; restore it as a CSV table"
+        ) from None
+    missing = [column for column in needed if column not in rows]
+    if missing:
+        raise MoesimError(f"{path} has no column {missing[0]!r}: its header needs {', '.join(needed)}")
+    return rows
+
+
+def line(gpu: str, case: str, row: Row, unit: str, group: str = "") -> dict[str, Any]:
+    """The line of one figure before it is judged; its group is the GPU, or ``group`` on the GPU.
+
+    A GPU whose kernels nobody measured is a group of its own, outside the headline.
+    """
+    own = has_own_profile(gpu)
+    nan = float("nan")
+    name = f"{group} on {gpu_name(gpu)}" if group else gpu_name(gpu)
+    return {
+        "group": name if own else f"{name} (estimated)",
+        "case": case,
+        "measured": nan,
+        **Found(nan, nan, nan)._asdict(),
+        "unit": unit,
+        "skipped": "",
+        "source": str(row["source"]),
+        "block": "",
+        "headline": own,
+    }
+
+
+def frame(lines: list[dict[str, Any]]) -> "pd.DataFrame":
+    """Lines as a frame with COLUMNS."""
+    import pandas as pd
+
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def number(row: Row, name: str, default: float | None = None) -> float:
+    """The number in a cell, or ``default`` where the cell is empty; Skip where there is neither."""
+    value = row.get(name)
+    if value is None:
+        if default is None:
+            raise Skip(f"{name} is not given")
+        return default
+    try:
+        return float(value)
+    except ValueError:
+        raise MoesimError(f"{name} is {value!r} in a table: write a number or leave the cell empty") from None
+
+
+def whole(row: Row, name: str, default: int | None = None) -> int:
+    """The whole number in a cell."""
+    return round(number(row, name, default))
+
+
+def find_model(name: str) -> Model:
+    """The preset of a published name; organisation, number format and remarks in brackets are left out."""
+    known = {_plain(preset): preset for preset in MODELS}
+    bare = re.sub(r"\(.*?\)", "", name)
+    for candidate in (bare, bare.rpartition("/")[2]):
+        plain = _plain(re.sub(r"-(fp8|nvfp4|mxfp4|bf16)$", "", candidate.strip().lower()))
+        found = known.get(_SAME_LAYERS.get(plain, plain))
+        if found is not None:
+            return MODELS[found]
+    raise Skip(f"no model preset is {name}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def gpu_name(text: str) -> str:
+    """``H100`` of ``h100_sxm``, ``H100 (Eos)`` or ``H100 80GB SXM``."""
+    return re.split(r"[^A-Za-z0-9]", text, maxsplit=1)[0].upper()
+
+
+def find_cluster(gpu: str, gpus: int) -> Cluster:
+    """``gpus`` of the preset with this GPU, in nodes as full as they divide: 256 of an NVL72 are 4 x 64."""
+    for preset in CLUSTERS.values():
+        if preset.gpu.name == gpu_name(gpu):
+            node = max(n for n in range(1, preset.gpus_per_node + 1) if gpus % n == 0)
+            nics = max(1, preset.nics_per_node * node // preset.gpus_per_node) if preset.scale_out else 0
+            return replace(preset, nodes=gpus // node, gpus_per_node=node, nics_per_node=nics)
+    raise Skip(f"no cluster preset has a {gpu_name(gpu)}")
+
+
+@cache
+def has_own_profile(gpu: str) -> bool:
+    """Whether the expert kernels of this GPU were measured, here or in a published table."""
+    try:
+        tables = load_profile(find_cluster(gpu, 1).gpu).tables.get("expert_ffn", ())
+    except Skip:
+        return False
+    return bool(tables) and tables[0].basis is not ESTIMATED

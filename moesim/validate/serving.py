@@ -1,0 +1,230 @@
+"""Serving runs: predicted against measured time per output token, and tokens/s per GPU of one phase.
+
+Aggregated servers (e2e_serving_silicon.csv) are judged on TPOT in the mean-field steady state: ``dp``
+attention ranks each decode b = concurrency / dp sequences at isl + osl/2 tokens of context. A new prompt
+comes in for every finished answer, so each output token is lengthened by its share of the others' prefill:
+
+    TPOT = decode(b) + (b dp - 1) / (dp osl) x prefill(one prompt on each of the dp ranks)
+
+TTFT is not judged, because a queue makes most of it. Deployments of one phase (e2e_serving_published.csv) are
+judged on tokens/s per GPU of a batch. One set of rules for all rows:
+
+    GPUs of a worker   tp x attention dp x pp; expert TP and EP as given
+    routing            uniform popularity, drawn by chance; no expert is replicated
+    overlap            two chunks where the source overlaps two micro-batches, else none
+    number format      fp8, fp8_block, bf16 as given; 4-bit floats are int4 (weights only) on GPUs without
+                       4-bit arithmetic, and not expressed on GPUs with it
+"""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from moesim.cluster import Cluster
+from moesim.errors import MoesimError
+from moesim.metrics import Result, measure
+from moesim.model import Model
+from moesim.routing import parse_routing
+from moesim.step.scenario import make_scenario
+from moesim.strategy import Strategy, load_strategy, why_not
+from moesim.units import MS
+from moesim.validate.figures import (
+    SHIPPED,
+    Found,
+    Row,
+    Skip,
+    find_cluster,
+    find_model,
+    frame,
+    line,
+    number,
+    read_tables,
+    whole,
+)
+from moesim.workload import Workload, make_workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SERVERS: Final = "e2e_serving_silicon.csv"
+PHASES: Final = "e2e_serving_published.csv"
+NEEDED_SERVERS: Final = (
+    *("source", "model", "system", "framework", "precision", "gemm_quant", "moe_quant", "mode", "isl", "osl"),
+    *("concurrency", "agg_batch", "agg_tp", "agg_pp", "agg_attn_dp", "agg_moe_tp", "agg_moe_ep", "tpot_ms"),
+    "gpus",
+)
+NEEDED_PHASES: Final = (
+    *(
+        "source",
+        "model",
+        "gpu",
+        "gpus",
+        "precision",
+        "phase",
+        "ep",
+        "batch_per_gpu",
+        "isl",
+        "features",
+        "metric",
+    ),
+    *("value", "unit", "note"),
+)
+GPUS_PER_NODE: Final = 8  # of the published "tok/s/node" figures
+_TOKENS: Final = re.compile(r"([\d,]+)(K?) tokens per (?:GPU|device)")
+
+
+def judge(data: Path | None) -> "pd.DataFrame":
+    """One line per measured figure: servers in ms per output token, phases in tokens/s per GPU."""
+    folder = SHIPPED if data is None else data
+    lines = []
+    if (folder / SERVERS).is_file():
+        rows = read_tables(folder, SERVERS, NEEDED_SERVERS)
+        lines += [_judged_server(row) for row in rows if row.get("is_moe") is not False]
+    if (folder / PHASES).is_file():
+        lines += _judged_phases(read_tables(folder, PHASES, NEEDED_PHASES))
+    if not lines:
+        raise MoesimError(f"{folder} has no row in {SERVERS} or {PHASES}: point --data at measured tables")
+    return frame(lines)
+
+
+def _judged_server(row: Row) -> dict[str, Any]:
+    one = line(str(row["system"]), _server_case(row), row, "ms/token", f"{row['framework']}")
+    try:
+        measured = number(row, "tpot_ms")
+        one |= {"measured": measured} | predict_tpot(row)._asdict()
+    except Skip as reason:
+        one["skipped"] = str(reason)
+    return one
+
+
+def predict_tpot(row: Row) -> Found:
+    """Milliseconds per output token of an aggregated server; Skip where moesim cannot express it."""
+    if row["mode"] != "agg":
+        raise Skip("disaggregated: prefill and decode pools are not judged yet")
+    model = find_model(str(row["model"]))
+    tp, dp, pp = (whole(row, f"agg_{name}", 1) for name in ("tp", "attn_dp", "pp"))
+    cluster = find_cluster(str(row["system"]), tp * dp * pp)
+    shape = f"tp={tp} dp={dp} pp={pp} ep={whole(row, 'agg_moe_ep', 1)} etp={whole(row, 'agg_moe_tp', 1)}"
+    workers = max(1.0, number(row, "gpus") / cluster.gpus)
+    asked = number(row, "concurrency") / workers / dp
+    batch = max(1, round(min(asked, number(row, "agg_batch", asked)) / pp)) * pp  # of one attention rank
+    isl, osl, dtype = whole(row, "isl"), whole(row, "osl"), _dtype(row, cluster)
+    decode = _play(
+        model, cluster, f"{shape} micro_batch={batch // pp}",
+        make_workload("decode", cluster.gpus, global_batch=batch * dp, isl=isl, osl=osl, dtype=dtype),
+    )  # fmt: skip
+    prefill = _play(
+        model, cluster, shape, make_workload("prefill", cluster.gpus, global_batch=dp, isl=isl, dtype=dtype)
+    )
+    share = (batch * dp - 1) / (dp * osl)
+    steps, prompts = _seconds(decode), _seconds(prefill)
+    return Found(*((step + share * prompt) / MS for step, prompt in zip(steps, prompts, strict=True)))
+
+
+def _seconds(result: Result) -> Found:
+    """Steady seconds of a batch and their band; a prefill batch follows another."""
+    speed, band = result.metrics["tokens_per_s"], result.interval["tokens_per_s"]
+    assert speed is not None
+    assert band is not None
+    tokens = result.scenario.workload.tokens
+    return Found(tokens / speed, tokens / band[1], tokens / band[0])
+
+
+@lru_cache(maxsize=4096)
+def _play(model: Model, cluster: Cluster, shape: str, workload: Workload) -> Result:
+    try:
+        strategy: Strategy = load_strategy(shape, cluster.gpus)
+    except MoesimError as error:
+        raise Skip(str(error)) from None
+    reason = why_not(model, cluster, workload, strategy)
+    if reason is not None:
+        raise Skip(f"moesim cannot express it: {reason}")
+    scenario = make_scenario(model, cluster, workload, parse_routing("uniform"), seed=0)
+    result = measure(scenario, strategy, events=False, fold=True)
+    if result.infeasible:
+        raise Skip(f"moesim says: {result.infeasible}")
+    return result
+
+
+def _dtype(row: Row, cluster: Cluster) -> str:
+    """The number format of the experts, which hold most weights."""
+    named = str(row["moe_quant"] or row["precision"])
+    if named in ("nvfp4", "mxfp4", "fp4"):
+        if "fp4" in cluster.gpu.flops:
+            raise Skip("moesim has no 4-bit float arithmetic")
+        return "int4"
+    if named not in ("bf16", "fp8", "fp8_block"):
+        raise Skip(f"moesim has no number format {named}")
+    return named
+
+
+def _server_case(row: Row) -> str:
+    parts = (("tp", "TP"), ("attn_dp", "DP"), ("moe_tp", "ETP"), ("moe_ep", "EP"))
+    shape = " ".join(f"{short}{row[f'agg_{name}'] or '?'}".removesuffix(".0") for name, short in parts)
+    return (
+        f"{row['model']}, {row['gpus']} GPUs, {row['moe_quant'] or row['precision']}, {shape}, "
+        f"isl {row['isl']} osl {row['osl']} concurrency {row['concurrency']}"
+    )
+
+
+def _judged_phases(rows: list[Row]) -> list[dict[str, Any]]:
+    lines, seen = [], set()
+    for row in rows:
+        case = f"{row['model']}, {row['gpus']} GPUs, EP{row['ep']}, isl {row['isl']}, {row['metric']}"
+        name = str(row["model"]).removesuffix("/R1")
+        one = line(str(row["gpu"]), case, row, "tokens/s/GPU", f"{name} {row['phase']}")
+        try:
+            key, found = predict_phase(row)
+            one |= {"measured": _per_gpu(row)} | found._asdict()
+            if key in seen:
+                raise Skip("another figure of a configuration that is judged")
+            seen.add(key)
+        except Skip as reason:
+            one["skipped"] = str(reason)
+        lines.append(one)
+    return lines
+
+
+def _per_gpu(row: Row) -> float:
+    if "throughput" not in str(row["metric"]) or "cache hits" in str(row["metric"]):
+        raise Skip("not a throughput of one phase")
+    if "MTP" in str(row["features"]).replace("no MTP", ""):
+        raise Skip("multi-token prediction: its acceptance is not known")
+    per = {"tok/s/node": GPUS_PER_NODE, "tok/s/GPU": 1}.get(str(row["unit"]))
+    if per is None:
+        raise Skip(f"unit {row['unit']}")
+    return number(row, "value") / per
+
+
+def predict_phase(row: Row) -> tuple[tuple[Any, ...], Found]:
+    """What was played, and tokens/s per GPU."""
+    if row.get("quality") not in (None, "table", "derived"):
+        raise Skip(f"quality of the figure: {row['quality']}")
+    _per_gpu(row)
+    if row["phase"] not in ("prefill", "decode"):
+        raise Skip("both phases together")
+    model, cluster = find_model(str(row["model"])), find_cluster(str(row["gpu"]), whole(row, "gpus"))
+    isl, ep = whole(row, "isl"), whole(row, "ep")
+    decodes = row["phase"] == "decode"
+    batch = whole(row, "batch_per_gpu") if decodes else max(1, _tokens_per_gpu(row) // isl)
+    dtype = "fp8_block" if str(row["precision"]) in ("fp8", "fp8 block128") else "bf16"
+    workload = make_workload(
+        str(row["phase"]), cluster.gpus, global_batch=batch * cluster.gpus, isl=isl, dtype=dtype
+    )
+    overlaps = re.search(r"\bTBO\b(?! off)|two micro-batch overlap", str(row["features"]))
+    chunks = " overlap=chunked chunks=2" if overlaps else ""
+    shape = f"tp=1 ep={ep} micro_batch={batch}{chunks}"
+    result = _play(model, cluster, shape, workload)
+    speed, band = result.metrics["tokens_per_s_per_gpu"], result.interval["tokens_per_s_per_gpu"]
+    assert speed is not None
+    assert band is not None
+    return (model, cluster, shape, workload), Found(speed, *band)
+
+
+def _tokens_per_gpu(row: Row) -> int:
+    """Tokens of one batch on one GPU, as the source's remarks say."""
+    found = _TOKENS.search(f"{row['features']} {row['note']}")
+    if found is None:
+        raise Skip("tokens per GPU of a batch are not given")
+    return int(found[1].replace(",", "")) * (1024 if found[2] else 1)
