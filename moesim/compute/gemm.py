@@ -12,43 +12,43 @@ from moesim.compute.common import (
     banded,
     candidates,
     check_dtype,
-    check_range,
+    joined,
     kernels,
     limit,
     missing,
+    outside,
     peak_flops,
 )  # fmt: skip
 from moesim.cost import Cost, FloatArray
 from moesim.profile import DataSheet, Fit, Profile, fit
 from moesim.profile.fit import Kernel
 
-KERNEL: Final = Kernel(scales=(2.0, 2.0, 2.0), signal=0.4, noise=0.05, band=1.64)
-FLOOR_S: Final = 3e-6
-_REACH: Final = {
-    "m": (0.0, 64.0),
-    "n": (0.0, 32.0),
-    "k": (1 / 64, 16.0),
-}  # times the table's smallest, largest
+KERNEL: Final = Kernel(scales=(1.5, 4.0, 4.0, 4.0), signal=0.2, noise=0.04)
+_HIGH: Final = {
+    "m": 64.0,
+    "n": 64.0,
+    "k": 64.0,
+}  # times the table's largest: more tiles at the same efficiency
+_LOW: Final = 1.0  # smaller than the table: the launch binds
 
 
 def gemm(
     profile: Profile, m: FloatArray | float, n: FloatArray | float, k: FloatArray | float, dtype: str
 ) -> Cost:
-    """Seconds of ``[m, k] x [k, n]``; m, n, k broadcast. Covers the quantisation of [m, k] where dtype is fp8."""
+    """Seconds of ``[m, k] x [k, n]``; m, n, k broadcast. fp8: the quantisation of [m, k] is included."""
     check_dtype(dtype)
     m, n, k = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (m, n, k)))
     source, fitted = _fitted(profile, dtype)
     for name, asked in (("m", m), ("n", n), ("k", k)):
-        column = source.measured.table.numbers[name]
-        low, high = _REACH[name]
-        check_range(f"gemm {name}", asked, low * column.min(), high * column.max(), source.measured.source)
-    mean, deviation = fitted.at(_features(m, n, k))
+        high = _HIGH[name] * float(source.measured.table.numbers[name].max())
+        problem = outside(f"gemm {name}", asked, _LOW, high, f"{source.measured.gpu.name} gemm")
+        if problem is not None:
+            raise problem
     compute_s, memory_s = roofline_s(profile.gpu, m, n, k, dtype)
-    seconds = (_join(compute_s, memory_s) + FLOOR_S) * np.exp(mean)
-    return banded(
-        seconds, KERNEL.band * deviation, np.maximum(compute_s, memory_s),
-        limit(compute_s, memory_s, FLOOR_S), source,
-    )  # fmt: skip
+    correction, half_width = fitted.correction(_features(profile.gpu, m, n, k, dtype))
+    seconds = fitted.base_s(_parts(profile.gpu, m, n, k, dtype)) * np.exp(correction)
+    bound_s = np.maximum(compute_s, memory_s)
+    return banded(seconds, half_width, bound_s, limit(compute_s, memory_s, seconds), source)
 
 
 def roofline_s(
@@ -60,12 +60,18 @@ def roofline_s(
     return compute_s, moved / gpu.memory_bytes_per_s
 
 
-def _join(compute_s: FloatArray, memory_s: FloatArray) -> FloatArray:
-    return np.asarray((compute_s**4 + memory_s**4) ** 0.25)
+def _parts(gpu: DataSheet, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
+    """[..., part] seconds: joined, arithmetic, reading and quantising [m, k], launch."""
+    compute_s, memory_s = roofline_s(gpu, m, n, k, dtype)
+    quantise_s = m * k * 3.0 / gpu.memory_bytes_per_s
+    one = np.full_like(compute_s, 1e-6)
+    return np.stack([joined(compute_s, memory_s), compute_s, quantise_s, one], axis=-1)
 
 
-def _features(m: FloatArray, n: FloatArray, k: FloatArray) -> FloatArray:
-    return np.log(np.stack([m, n, k], axis=-1))
+def _features(gpu: DataSheet, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
+    """[..., feature] logs: m, n, k, tiles of 128 x 128 over the SMs."""
+    tiles = np.ceil(m / 128.0) * np.ceil(n / 128.0) / gpu.sms
+    return np.log(np.stack([m, n, k, tiles], axis=-1))
 
 
 def _fitted(profile: Profile, dtype: str) -> tuple[Source, Fit]:
@@ -73,19 +79,20 @@ def _fitted(profile: Profile, dtype: str) -> tuple[Source, Fit]:
     if key not in profile.memo:
         source = _source(profile, dtype)
         rows = source.measured.table.select(dtype=source.dtype, kernel=source.kernel)
-        shape = rows.numbers["m"], rows.numbers["n"], rows.numbers["k"]
-        base = _join(*roofline_s(source.measured.gpu, *shape, source.dtype)) + FLOOR_S
-        profile.memo[key] = source, fit(_features(*shape), np.log(rows.time_s / base), KERNEL)
+        m, n, k = (rows.numbers[name] for name in ("m", "n", "k"))
+        gpu = source.measured.gpu
+        profile.memo[key] = source, fit(
+            _parts(gpu, m, n, k, source.dtype), _features(gpu, m, n, k, source.dtype), rows.time_s, n * 1e6 + k, KERNEL
+        )  # fmt: skip
     found: tuple[Source, Fit] = profile.memo[key]
     return found
 
 
 def _source(profile: Profile, dtype: str) -> Source:
-    for extra, wanted in zip((0.0, OTHER_DTYPE_ERROR, OTHER_DTYPE_ERROR), candidates(dtype), strict=True):
+    for number, wanted in enumerate(candidates(dtype)):
         for measured in profile.tables["gemm"]:
             names = kernels(measured, wanted)
             if names:
-                return Source(
-                    measured=measured, dtype=wanted, kernel=names[0], error=measured.carried_error + extra
-                )
+                error = measured.carried_error + (OTHER_DTYPE_ERROR if number else 0.0)
+                return Source(measured=measured, dtype=wanted, kernel=names[0], error=error)
     raise missing(profile, "gemm", dtype)

@@ -1,74 +1,116 @@
-"""Measured / roofline as a smooth function of the shape: a Gaussian process in logs.
+"""Measured seconds as a smooth function of the shape: one method for every operation.
 
-    log(measured / roofline) = mean + k(x, X) alpha,   x = logs of the shape in units of its length scales
+    seconds = sum of coefficient x part  x  exp(correction(features)),     coefficient >= 0
 
-Far from every measurement the prediction returns to the mean efficiency of the family and the band opens.
-The length scales belong to the operation (one set for all GPUs and kernels), chosen by leaving whole models
-out; nothing is fitted per row.
+The parts are closed-form seconds (arithmetic, bytes, launches) of one GPU's data sheet; their coefficients are
+least squares of the relative error. The correction is a Gaussian process over logs of the shape: beyond the
+table its edge holds and the band opens. The width of the band comes from leaving whole groups of rows (a
+model, a matrix) out of the correction. Nothing is fitted per row.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.cost import FloatArray
 
+OUTSIDE: Final = 0.1  # added half-width of the band per e-fold beyond the table, per feature
+_NORMAL: Final = 1.64  # 90 % of a normal distribution
+_COVERED: Final = 0.92  # a little above 0.9: the coefficients have seen the rows left out
+_LONE_GROUP: Final = 2.0 * _NORMAL  # no group can be left out: half the confidence
+
 
 class Kernel(NamedTuple):
-    """Hyperparameters of one operation, in log space."""
+    """Hyperparameters of one operation, in log space; the same for every GPU and kernel."""
 
     scales: tuple[float, ...]  # length scale of each feature
-    signal: float  # standard deviation of the log efficiency over shapes
+    signal: float  # standard deviation of the correction over shapes
     noise: float  # of a repeated measurement
-    band: float  # half-width of the 90 % band in predicted standard deviations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Fit:
-    """A fitted family: predicts the mean log ratio and its standard deviation."""
+    """One fitted family: rows of one table, kernel and dtype."""
 
     kernel: Kernel
+    coefficients: FloatArray  # [part]
     x: FloatArray  # [point, feature], in length scales
     alpha: FloatArray  # [point]
     inverse: FloatArray  # [point, point], inverse covariance
     mean: float
-    low: FloatArray  # [feature] range of the measurements, unscaled
+    low: FloatArray  # [feature], range of the measurements
     high: FloatArray
+    band: float  # half-width of the 90 % band in predicted standard deviations
 
-    def mean_at(self, features: FloatArray) -> FloatArray:
-        """Mean log ratio at ``features[..., feature]``."""
-        return self.mean + self._cross(features) @ self.alpha
+    def base_s(self, parts: FloatArray) -> FloatArray:
+        """Seconds before the correction, ``parts[..., part]``."""
+        return np.asarray(parts @ self.coefficients)
 
-    def at(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation (measurement noise included) of the log ratio."""
-        cross = self._cross(features)
-        explained = np.einsum("...i,...i->...", cross @ self.inverse, cross)
-        variance = self.kernel.signal**2 - explained
-        return self.mean + cross @ self.alpha, np.sqrt(np.maximum(variance, 0.0) + self.kernel.noise**2)
+    def correction(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Log correction and half-width of the 90 % band of log seconds, at ``features[..., feature]``."""
+        inside = np.clip(features, self.low, self.high)
+        flat = inside.reshape(-1, features.shape[-1]) / np.asarray(self.kernel.scales)
+        cross = covariance(flat, self.x, self.kernel)
+        explained = ((cross @ self.inverse) * cross).sum(axis=-1)
+        variance = np.maximum(self.kernel.signal**2 - explained, 0.0) + self.kernel.noise**2
+        beyond = np.abs(features - inside).sum(axis=-1)
+        shape = features.shape[:-1]
+        mean = (self.mean + cross @ self.alpha).reshape(shape)
+        return mean, self.band * np.sqrt(variance).reshape(shape) + OUTSIDE * beyond
 
-    def _cross(self, features: FloatArray) -> FloatArray:
-        inside = np.clip(features, self.low, self.high)  # beyond the table its edge holds
-        return covariance(inside / np.asarray(self.kernel.scales), self.x, self.kernel)
 
-
-def fit(features: FloatArray, log_ratio: FloatArray, kernel: Kernel) -> Fit:
-    """Fit one family: ``features[point, feature]``, ``log_ratio[point]``."""
+def fit(
+    parts: FloatArray, features: FloatArray, time_s: FloatArray, groups: NDArray[Any], kernel: Kernel
+) -> Fit:
+    """Fit ``time_s[point]`` to ``parts[point, part]`` and ``features[point, feature]``."""
+    coefficients = non_negative(parts / time_s[:, None])
+    log_ratio = np.log(time_s / (parts @ coefficients))
     x = features / np.asarray(kernel.scales)
     spread = covariance(x, x, kernel)
     spread[np.diag_indices_from(spread)] += kernel.noise**2
-    inverse = np.linalg.inv(spread)
-    ones = inverse.sum(axis=1)
-    mean = float(ones @ log_ratio / ones.sum())  # generalised least squares
+    inverse = np.asarray(np.linalg.inv(spread), dtype=np.float64)
+    weight = inverse.sum(axis=1)
+    mean = float(weight @ log_ratio / weight.sum())
+    alpha = inverse @ (log_ratio - mean)
     return Fit(
         kernel=kernel,
+        coefficients=coefficients,
         x=x,
-        alpha=inverse @ (log_ratio - mean),
+        alpha=alpha,
         inverse=inverse,
         mean=mean,
         low=features.min(axis=0),
         high=features.max(axis=0),
+        band=_band(inverse, alpha, groups),
     )
+
+
+def _band(inverse: FloatArray, alpha: FloatArray, groups: NDArray[Any]) -> float:
+    """The width, in standard deviations, that holds 9 of 10 rows of groups left out (closed form)."""
+    names = np.unique(groups)
+    if names.size < 2:
+        return _LONE_GROUP
+    scores = []
+    for name in names:
+        rows = np.flatnonzero(groups == name)
+        block = np.linalg.inv(inverse[np.ix_(rows, rows)])  # predictive covariance of the rows left out
+        scores.append(np.abs(block @ alpha[rows]) / np.sqrt(np.diag(block)))
+    return float(np.quantile(np.concatenate(scores), _COVERED))
+
+
+def non_negative(ratio: FloatArray) -> FloatArray:
+    """Coefficients >= 0 with ``ratio[point, part] @ c`` nearest to one: least squares, part by part."""
+    size = np.sqrt((ratio**2).mean(axis=0)) + 1e-30
+    scaled = ratio / size
+    gram = scaled.T @ scaled / len(scaled) + 1e-6 * np.eye(size.size)
+    aim = scaled.mean(axis=0)
+    found = np.full(size.size, 0.1)
+    for _ in range(400):
+        for j in range(size.size):
+            found[j] = max(0.0, found[j] + (aim[j] - gram[j] @ found) / gram[j, j])
+    return np.asarray(found / size)
 
 
 def covariance(a: FloatArray, b: FloatArray, kernel: Kernel) -> FloatArray:

@@ -1,0 +1,96 @@
+"""One shape's seconds as a table over (active, extra, most), so that thousands of loads cost a look-up.
+
+``active`` counts the experts that have tokens, ``extra`` is their work beyond one token each, ``most`` is the
+largest load. A token more on a busy expert raises ``extra``, on an idle one ``active``; nothing falls. The table
+is made to rise along each axis (``rising``), so one more token never costs less.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.compute.expert_parts import Shape, equal_load, features, parts, tau_s
+from moesim.cost import FloatArray
+from moesim.profile import DataSheet, Fit
+
+_LEAST_ACTIVE: Final = 1 / 16  # expected active experts of an almost idle rank
+_MOST_TOKENS: Final = 2.0**18
+_NO_EXTRA: Final = 1e-5  # of one expert's first token: the smallest extra work told apart
+_ACTIVE, _EXTRA, _MOST = 12, 200, 40  # points of the table's axes
+_SKEWS: Final = np.log([1.0, 2.0, 5.0, 15.0, 60.0])
+_COARSE: Final = 20  # loads at which the correction itself is evaluated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Curve:
+    """log seconds and half-width of the band over logs of (active, extra, most), on even grids."""
+
+    first_s: float  # tau of one token
+    axes: tuple[FloatArray, FloatArray, FloatArray]
+    log_s: FloatArray  # [active, extra, most]
+    half_width: FloatArray
+
+    def at(self, active: FloatArray, extra_s: FloatArray, most: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Seconds and half-width of the band."""
+        place = [
+            np.log(np.maximum(active, _LEAST_ACTIVE)),
+            np.log(extra_s / self.first_s + _NO_EXTRA),
+            np.log(np.maximum(most, 1.0)),
+        ]
+        log_s, half_width = interpolate(self.axes, (self.log_s, self.half_width), place)
+        return np.exp(log_s), half_width
+
+
+def build_curve(gpu: DataSheet, shape: Shape, fitted: Fit) -> Curve:
+    """Evaluate the fitted family for one shape."""
+    few = np.linspace(np.log(_LEAST_ACTIVE), np.log(shape.local), _ACTIVE)
+    loads = np.linspace(0.0, np.log(_MOST_TOKENS), _COARSE)
+    a, t, skew = np.meshgrid(few, loads, _SKEWS, indexing="ij")
+    coarse = fitted.correction(features(gpu, shape, np.exp(a), np.exp(t), skew))
+    first_s, last_s = tau_s(gpu, shape, np.array([1.0, _MOST_TOKENS]))
+    extra = np.linspace(np.log(_NO_EXTRA), np.log(shape.local * last_s / first_s), _EXTRA)
+    most = np.linspace(0.0, np.log(_MOST_TOKENS), _MOST)
+    active, beyond = np.meshgrid(np.exp(few), np.exp(extra) - _NO_EXTRA, indexing="ij")
+    equal = equal_load(gpu, shape, first_s * (1.0 + beyond / active))
+    base = np.log(fitted.base_s(parts(gpu, shape, active, equal)))
+    skew = np.clip(most - np.log(equal)[..., None], 0.0, _SKEWS[-1])
+    where = [np.broadcast_to(x[..., None], skew.shape) for x in (np.log(active), np.log(equal))]
+    correction, half_width = interpolate((few, loads, _SKEWS), coarse, [*where, skew])
+    log_s = base[..., None] + correction
+    for axis in range(3):
+        log_s = rising(log_s, axis)
+    return Curve(first_s=float(first_s), axes=(few, extra, most), log_s=log_s, half_width=half_width)
+
+
+def rising(values: FloatArray, axis: int) -> FloatArray:
+    """Never falling along ``axis``: midway between the running maximum and the running minimum from the end."""
+    ahead = np.flip(np.minimum.accumulate(np.flip(values, axis), axis=axis), axis)
+    return np.asarray(0.5 * (np.maximum.accumulate(values, axis=axis) + ahead))
+
+
+def interpolate(
+    axes: tuple[FloatArray, ...], values: tuple[FloatArray, ...], place: list[FloatArray]
+) -> tuple[FloatArray, ...]:
+    """Multilinear interpolation of each of ``values`` at ``place`` (one array per axis), clipped to the axes."""
+    cells, weights = zip(*(_cell(axis, x) for axis, x in zip(axes, place, strict=True)), strict=True)
+    results = [np.zeros(np.shape(place[0])) for _ in values]
+    for corner in range(2 ** len(axes)):
+        high = [bool(corner >> bit & 1) for bit in range(len(axes))]
+        index = tuple(cell + up for cell, up in zip(cells, high, strict=True))
+        weight = np.ones(())
+        for w, up in zip(weights, high, strict=True):
+            weight = weight * (w if up else 1.0 - w)
+        for result, value in zip(results, values, strict=True):
+            result += weight * value[index]
+    return tuple(results)
+
+
+def _cell(axis: FloatArray, x: FloatArray) -> tuple[NDArray[np.intp], FloatArray]:
+    """Cell and place inside it, for each x."""
+    if axis.size == 1 or axis[-1] <= axis[0]:
+        return np.zeros(np.shape(x), dtype=np.intp), np.zeros(np.shape(x))
+    position = np.interp(x, axis, np.arange(float(axis.size)))
+    cell = np.minimum(position.astype(np.intp), axis.size - 2)
+    return cell, np.asarray(position - cell)
