@@ -22,7 +22,7 @@ from moesim.compute.common import (
 )  # fmt: skip
 from moesim.cost import Cost, FloatArray
 from moesim.profile import DataSheet, Fit, Profile, Table, fit
-from moesim.profile.fit import Kernel
+from moesim.profile.fitting import Kernel
 
 KERNEL: Final = Kernel(scales=(2.0, 3.0, 3.0, 3.0), signal=0.3, noise=0.05)
 _REACH: Final = {"context": 8.0, "batch": 64.0, "heads": 8.0}  # times the table's largest

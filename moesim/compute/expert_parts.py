@@ -27,7 +27,7 @@ from moesim.compute.loads import balanced_load, power_law_loads
 from moesim.cost import FloatArray
 from moesim.errors import MoesimError, choice
 from moesim.profile import DataSheet, Fit, Profile, Table, fit
-from moesim.profile.fit import Kernel
+from moesim.profile.fitting import Kernel
 
 DEFAULT_KERNEL: Final = "moe_torch_flow_cutlass"  # its time falls with EP as a rank's tokens do
 DEFAULT_KERNELS: Final = {  # (gpu, dtype) where that kernel was not measured

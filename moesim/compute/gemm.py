@@ -21,7 +21,7 @@ from moesim.compute.common import (
 )  # fmt: skip
 from moesim.cost import Cost, FloatArray
 from moesim.profile import DataSheet, Fit, Profile, fit
-from moesim.profile.fit import Kernel
+from moesim.profile.fitting import Kernel
 
 KERNEL: Final = Kernel(scales=(1.5, 4.0, 4.0, 4.0), signal=0.2, noise=0.04)
 _HIGH: Final = {

@@ -75,7 +75,11 @@ class Profile:
 
 def profiles_folder() -> Path:
     """The folder with one folder per measured GPU."""
-    stated = os.environ.get("MOESIM_PROFILES")
+    return _profiles_folder(os.environ.get("MOESIM_PROFILES"))
+
+
+@lru_cache(maxsize=16)
+def _profiles_folder(stated: str | None) -> Path:
     if stated:
         if not Path(stated).is_dir():
             raise MoesimError(

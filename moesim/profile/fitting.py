@@ -18,7 +18,7 @@ from moesim.cost import FloatArray
 
 OUTSIDE: Final = 0.1  # added half-width of the band per e-fold beyond the table, per feature
 _NORMAL: Final = 1.64  # 90 % of a normal distribution
-_COVERED: Final = 0.92  # a little above 0.9: the coefficients have seen the rows left out
+_COVERED: Final = 0.95  # above 0.9: the coefficients have seen the rows left out, and the next model has not
 _LONE_GROUP: Final = 2.0 * _NORMAL  # no group can be left out: half the confidence
 
 
