@@ -23,14 +23,14 @@ from typing import Final, Literal
 from moesim.alltoall.gather_scatter import gather_scatter
 from moesim.alltoall.hierarchical import hierarchical
 from moesim.alltoall.linear import linear
-from moesim.alltoall.traffic import Traffic, copies_by_rank, sent_and_received, turned
+from moesim.alltoall.traffic import Traffic, copies_by_rank, resized, sent_and_received, turned
 from moesim.cluster import Cluster, Group
 from moesim.cluster.nouns import check_group
 from moesim.cost import BASIS, Cost, cost
 from moesim.errors import MoesimError, choice
 
 __all__ = [
-    "ALGORITHMS", "Direction", "Traffic", "all_to_all", "copies_by_rank", "sent_and_received", "unsupported",
+    "ALGORITHMS", "Direction", "Traffic", "all_to_all", "copies_by_rank", "resized", "sent_and_received", "unsupported",
 ]  # fmt: skip
 
 Direction = Literal["dispatch", "combine"]

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from moesim.alltoall.linear import node_exchange
-from moesim.alltoall.traffic import Traffic, busiest, by_node
+from moesim.alltoall.traffic import Traffic, busiest, by_node, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
 from moesim.cost import ESTIMATED, Cost, FloatArray, cost
@@ -33,8 +33,11 @@ BAND: Final = 0.40
 def hierarchical(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Seconds of the four phases, each by its busiest port."""
     out = nic(cluster)
-    inside, outside = (load * traffic.token_bytes for load in rail_loads(traffic.copies, group.per_node))
-    buffer_bytes = traffic.copies.sum(axis=-1).max(axis=-1) * traffic.token_bytes
+    copies = traffic.copies
+    loads = remembered(traffic, ("2dh", group.per_node), lambda: rail_loads(copies, group.per_node))
+    inside, outside = (load * traffic.token_bytes for load in loads)
+    most = remembered(traffic, "buffer", lambda: copies.sum(axis=-1).max(axis=-1))
+    buffer_bytes = most * traffic.token_bytes
     peak_copies_s = 4 * buffer_bytes / cluster.gpu.memory_bytes_per_s
     copies_s = 2 * COPY_LAUNCH_S + peak_copies_s / COPY_SHARE
     intra = node_exchange(cluster, group.per_node, inside)

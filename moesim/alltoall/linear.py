@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from moesim.alltoall.traffic import Traffic, busiest, by_node
+from moesim.alltoall.traffic import Traffic, busiest, by_node, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.curves import in_node
 from moesim.collectives.hierarchical import nic
@@ -29,9 +29,11 @@ BAND: Final = 0.40
 def linear(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Seconds by the busiest NVLink or NIC, in or out."""
     if group.nodes == 1:
-        return node_exchange(cluster, group.per_node, busiest(traffic.copies) * traffic.token_bytes)
+        most = remembered(traffic, "busiest", lambda: busiest(traffic.copies))
+        return node_exchange(cluster, group.per_node, most * traffic.token_bytes)
     up, out = cluster.scale_up, nic(cluster)
-    inside, outside = (load * traffic.token_bytes for load in link_loads(traffic.copies, group.per_node))
+    loads = remembered(traffic, ("linear", group.per_node), lambda: link_loads(traffic.copies, group.per_node))
+    inside, outside = (load * traffic.token_bytes for load in loads)
     latency_s = START_S + PER_PEER_S * (group.size - 1)
     up_s = moving_s(cluster, group.per_node, inside)
     out_s = outside / out.bandwidth_bytes_per_s

@@ -1,12 +1,16 @@
 """Who sends how many token copies to whom, and what that loads on links."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.cost import FloatArray
 from moesim.errors import MoesimError
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -22,6 +26,7 @@ class Traffic:
     copies: FloatArray
     tokens: float
     token_bytes: float
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # loads that follow from copies alone
 
     def __post_init__(self) -> None:
         shape = self.copies.shape
@@ -58,7 +63,21 @@ def sent_and_received(traffic: Traffic) -> tuple[FloatArray, FloatArray]:
 
 def turned(traffic: Traffic) -> Traffic:
     """The way home: source and destination exchanged."""
-    return replace(traffic, copies=np.swapaxes(traffic.copies, -1, -2))
+    copies, memo = remembered(traffic, "turned", lambda: (np.swapaxes(traffic.copies, -1, -2), {}))
+    return replace(traffic, copies=copies, memo=memo)
+
+
+def resized(traffic: Traffic, token_bytes: float) -> Traffic:
+    """The same copies with other bytes: what was found out about their loads stays known."""
+    return replace(traffic, token_bytes=token_bytes)
+
+
+def remembered(traffic: Traffic, key: Any, find: Callable[[], Found]) -> Found:
+    """``find()``, once for these copies."""
+    if key not in traffic.memo:
+        traffic.memo[key] = find()
+    found: Found = traffic.memo[key]
+    return found
 
 
 def by_node(copies: FloatArray, per_node: int) -> FloatArray:

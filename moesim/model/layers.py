@@ -119,6 +119,10 @@ class Layer:
     attention: Attention
     ffn: DenseFfn | Experts
 
+    def __hash__(self) -> int:
+        """Shallow, as Model's is; layers of one model differ in what is hashed here."""
+        return hash((self.attention.heads, self.attention.window, self.attention.chunk, self.ffn.width))
+
     @property
     def is_moe(self) -> bool:
         return isinstance(self.ffn, Experts)

@@ -5,7 +5,6 @@ Layer passes are priced once per distinct pass, played in stacks, and gathered p
     seconds[pass, layer class, micro-batch class]  --layers of each stage-->  forward[candidate, stage, class]
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,13 +16,12 @@ from moesim.planner.space import Variant, variants, with_variant
 from moesim.program import Passes
 from moesim.simulate import lower_bound, play_batched
 from moesim.step.layers import Play, play_many
-from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pass_key
+from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pass_key, variant_key
 from moesim.step.play import (
     StagePasses,
     StepTimes,
     by_class,
     ends,
-    folded,
     head,
     layer_counts,
     passes_of,
@@ -31,7 +29,8 @@ from moesim.step.play import (
     step_seconds,
     step_times,
 )
-from moesim.step.scenario import BATCH_CLASSES, Scenario
+from moesim.stages import layers_per_stage
+from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 from moesim.strategy import Strategy
 
 
@@ -125,67 +124,50 @@ def _without_count(passes: Passes) -> Passes:
 
 
 class _Table:
-    """Played layer passes of the candidates, and the sums over a frame's stages."""
+    """Layer passes of the candidates, played; and their sums over the stages of a frame."""
 
     def __init__(self, found: Screen, candidates: np.ndarray, play: Play) -> None:
         self.found = found
+        self.trains = found.scenario.workload.trains
         self.layers: list[Layer] = [kind.layer for kind in found.scenario.model.layer_kinds()]
-        self.passes: dict[tuple[Key, str], list[list[LayerPass]]] = {}
-        frame_of = found.frame_of(candidates)
-        for candidate, frame in zip(candidates, frame_of, strict=True):
-            self._passes(int(frame), int(candidate - found.first[frame]))
-        everything = (p for group in self.passes.values() for one in group for p in one)
-        self.played = play_many(everything, play)
+        self.passes: list[list[LayerPass]] = [[] for _ in self._columns()]  # [column][row]
+        self.rows: dict[tuple[Key, str], int] = {}
+        for candidate, frame in zip(candidates.tolist(), found.frame_of(candidates).tolist(), strict=True):
+            self._row(frame, candidate - int(found.first[frame]))
+        played = play_many((one for column in self.passes for one in column), play)
+        classes = max(1, len(layer_classes(found.scenario)[1]))
+        self.seconds = [
+            np.stack([by_class(played[id(one)], classes) for one in column]) for column in self.passes
+        ]  # [column][row, layer class, micro-batch class]
 
-    def _passes(self, frame: int, option: int) -> list[list[LayerPass]]:
-        """[forward, backward], each by layer kind."""
-        scenario, strategy = self.found.scenario, self.found.frames[frame]
-        variant = self.found.options[frame][option]
-        key = _keyed(self.found.keys[frame], variant)
-        name = key, strategy.recompute
-        if name not in self.passes:
-            group = [[forward_pass(scenario, layer, key) for layer in self.layers]]
-            if scenario.workload.trains:
-                group.append([backward_pass(scenario, layer, key, strategy.recompute) for layer in self.layers])
-            self.passes[name] = group
-        return self.passes[name]
+    def _columns(self) -> list[tuple[Layer, bool]]:
+        """(layer kind, backward)."""
+        return [(layer, backward) for backward in (False, True)[: 1 + self.trains] for layer in self.layers]
+
+    def _row(self, frame: int, option: int) -> int:
+        """The row of a candidate's layer passes."""
+        scenario, recompute = self.found.scenario, self.found.frames[frame].recompute
+        key = variant_key(self.found.keys[frame], *self.found.options[frame][option])
+        name = key, recompute
+        if name not in self.rows:
+            self.rows[name] = len(self.rows)
+            for column, (layer, backward) in zip(self.passes, self._columns(), strict=True):
+                one = backward_pass(scenario, layer, key, recompute) if backward else forward_pass(scenario, layer, key)
+                column.append(one)
+        return self.rows[name]
 
     def times(self, frame: int, chosen: np.ndarray) -> StepTimes:
         """Durations of the pipeline for some variants of a frame: [variant, stage, …]."""
         scenario, strategy = self.found.scenario, self.found.frames[frame]
-        counts = [layer_counts(scenario, strategy.pp)[layer] for layer in self.layers]
-        end = step_times(
-            StagePasses(np.zeros((strategy.pp, BATCH_CLASSES)), np.zeros((strategy.pp, BATCH_CLASSES)),
-                        tuple(int(n) for n in sum(c.sum(axis=1) for c in counts))),
-            ends(scenario, strategy),
-        )  # fmt: skip
-        groups = [self._passes(frame, int(option)) for option in chosen]
-        forward = self._summed([g[0] for g in groups], counts)
-        forward[:, -1] += float(head(scenario, strategy, backward=False).seconds.sum())
+        counts = layer_counts(scenario, strategy.pp)
+        rows = [self._row(frame, option) for option in chosen.tolist()]
+        forward = np.zeros((len(rows), strategy.pp, BATCH_CLASSES))
         backward = np.zeros_like(forward)
-        if scenario.workload.trains:
-            backward = self._summed([g[1] for g in groups], counts)
+        for seconds, (layer, is_backward) in zip(self.seconds, self._columns(), strict=True):
+            (backward if is_backward else forward)[:] += counts[layer] @ seconds[rows]
+        forward[:, -1] += float(head(scenario, strategy, backward=False).seconds.sum())
+        if self.trains:
             backward[:, -1] += float(head(scenario, strategy, backward=True).seconds.sum())
-        rest = (np.broadcast_to(column, (len(chosen), strategy.pp)) for column in end[2:])
-        return StepTimes(forward, backward, *rest)
-
-    def _summed(self, groups: Sequence[Sequence[LayerPass]], counts: Sequence[FloatArray]) -> FloatArray:
-        """Layer passes [variant][layer kind] -> seconds [variant, stage, micro-batch class]."""
-        total = np.zeros((len(groups), len(counts[0]), BATCH_CLASSES))
-        for kind, count in enumerate(counts):
-            rows = [by_class(self.played[id(group[kind])], count.shape[1]) for group in groups]
-            total += count @ np.stack(rows)
-        return total
-
-
-def _keyed(key: Key, variant: Variant) -> Key:
-    dispatches = key.all_to_all != "none"
-    return key._replace(
-        all_to_all=variant.all_to_all if dispatches else "none",
-        chunks=variant.chunks,
-        overlap=variant.overlap,
-        placement=variant.placement,
-    )
-
-
-__all__ = ["Candidate", "Screen", "bounds", "folded", "list_schedule", "screen"]
+        stages = StagePasses(forward, backward, layers_per_stage(len(scenario.model.layers), strategy.pp))
+        once = step_times(stages, ends(scenario, strategy))[2:]
+        return StepTimes(forward, backward, *(np.broadcast_to(c, (len(rows), strategy.pp)) for c in once))

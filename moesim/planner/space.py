@@ -24,7 +24,7 @@ from moesim.step.scenario import Scenario
 from moesim.strategy import RECOMPUTE, Strategy, groups, why_not
 
 MICRO_BATCHES = (1, 2, 4)
-TRAINING_ZERO = (1, 2, 3)
+ZERO = (1, 2, 3)  # 2 and 3 without pipeline stages only: each micro-batch would reduce and gather anew
 CHUNKS = (1, 2, 4, 8)
 LEAST_CONTEXT_SLICE = 2048  # tokens of a sequence below which context parallelism is not tried
 
@@ -97,16 +97,21 @@ def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tup
     if not scenario.workload.trains:
         return ("none",), (1,), ("1f1b",)
     pipelines = layout.pp > 1 and scenario.workload.sequences // (layout.dp * layout.micro_batch) > 1
-    return RECOMPUTE, TRAINING_ZERO, ("1f1b", "gpipe") if pipelines else ("1f1b",)
+    return RECOMPUTE, ZERO if layout.pp == 1 else ZERO[:1], ("1f1b", "gpipe") if pipelines else ("1f1b",)
 
 
 def _fitting(scenario: Scenario, sized: Strategy, kept: list[tuple[str, int, str]]) -> list[Strategy]:
-    skew = 1.0
-    if scenario.model.moe is not None:
-        skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).imbalance
-    gpu = scenario.cluster.gpu
-    made = (replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept)
-    return [s for s in made if does_not_fit(gpu, memory(scenario.model, scenario.workload, s, skew)) is None]
+    made = [replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept]
+    balanced = [one for one in made if _fits(scenario, one, 1.0)]
+    if not balanced or scenario.model.moe is None:
+        return balanced
+    skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).imbalance
+    return [one for one in balanced if _fits(scenario, one, skew)]
+
+
+def _fits(scenario: Scenario, strategy: Strategy, skew: float) -> bool:
+    found = memory(scenario.model, scenario.workload, strategy, skew)
+    return does_not_fit(scenario.cluster.gpu, found) is None
 
 
 def _undominated(fitting: list[Strategy]) -> list[Strategy]:

@@ -34,8 +34,10 @@ def pipeline(passes: Passes) -> Program:
     build = Builder()
     gathers = [_gather(build, passes, stage) for stage in range(passes.stages)]
     done: dict[tuple[int, Pass, int], int] = {}
+    orders = _orders(passes)
+    woven = weave(orders)
     for round_ in range(passes.rounds):
-        for stage, step in weave(_orders(passes)):
+        for stage, step in woven:
             waits = _waits(build, passes, done, stage, step, round_)
             if step.forward and step.micro_batch < 2 and not round_:
                 waits += gathers[stage][step.micro_batch : step.micro_batch + 1]
@@ -44,7 +46,7 @@ def pipeline(passes: Passes) -> Program:
             done[stage, step, round_] = build.add(name, f"stage {stage}", *waits, chunk=step.micro_batch, key=key)
     if passes.backward:
         for stage in range(passes.stages):
-            _finish(build, passes, done, stage)
+            _finish(build, passes, done, orders[stage], stage)
     return build.program()
 
 
@@ -86,9 +88,10 @@ def _gather(build: Builder, passes: Passes, stage: int) -> list[int]:
     return [build.add(part, f"dp {stage}", key=f"{part} {stage}") for part in parts]
 
 
-def _finish(build: Builder, passes: Passes, done: dict[tuple[int, Pass, int], int], stage: int) -> None:
+def _finish(
+    build: Builder, passes: Passes, done: dict[tuple[int, Pass, int], int], order: list[Pass], stage: int
+) -> None:
     """Reduce gradients beside the last backward pass, its last layer after it; then the optimizer."""
-    order = _orders(passes)[stage]
     ended = done[stage, order[-1], 0]
     waits = [ended]
     if passes.reduces:

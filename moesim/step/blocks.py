@@ -116,15 +116,24 @@ def recompute_selective(scenario: Scenario, layer: Layer, tokens: float, copies:
     return _elementwise(scenario, 1.0, values)
 
 
+COLLECTIVES: Final = {"all_gather": all_gather, "all_reduce": all_reduce, "reduce_scatter": reduce_scatter}
+
+
+@lru_cache(maxsize=65536)
+def collective(scenario: Scenario, family: str, op: str, group: Group, size_bytes: float) -> Price:
+    """One of ``COLLECTIVES`` over a group."""
+    return price(family, COLLECTIVES[op](scenario.cluster, group, size_bytes))
+
+
 def tp_gather(scenario: Scenario, group: Group, tokens: float) -> Price:
     """Sequence-parallel tokens come together before a block: all-gather."""
-    return price("tp", all_gather(scenario.cluster, group, _rows(scenario, tokens)))
+    return collective(scenario, "tp", "all_gather", group, _rows(scenario, tokens))
 
 
 def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens: bool) -> Price:
     """Partial sums leave a block: reduce-scatter, or all-reduce where every rank keeps all tokens."""
-    collective = reduce_scatter if splits_tokens else all_reduce
-    return price("tp", collective(scenario.cluster, group, _rows(scenario, tokens)))
+    op = "reduce_scatter" if splits_tokens else "all_reduce"
+    return collective(scenario, "tp", op, group, _rows(scenario, tokens))
 
 
 def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: int) -> Price:
@@ -132,7 +141,7 @@ def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_b
     a = layer.attention
     values = a.heads * (a.head_dim + a.v_head_dim) if a.kind == "mla" else a.cached_values
     whole = micro_batch * scenario.workload.queries * values / tp * BF16_BYTES
-    return price("cp", all_gather(scenario.cluster, group, whole))
+    return collective(scenario, "cp", "all_gather", group, whole)
 
 
 def _rows(scenario: Scenario, tokens: float) -> float:

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from moesim.alltoall import Traffic, all_to_all, copies_by_rank
+from moesim.alltoall import Traffic, all_to_all, copies_by_rank, resized
 from moesim.cluster import Group
 from moesim.collectives import all_gather, reduce_scatter
 from moesim.compute import expert_ffn
@@ -134,16 +134,18 @@ def exchange(
     scenario: Scenario, spread: Spread, group: Group, algorithm: str, chunks: int, direction: str, row_bytes: float
 ) -> Price:
     """One chunk of dispatch or combine: every GPU of an expert-TP group moves its share of the copies."""
-    found = load(scenario, spread)
-    part = chunks * spread.etp
-    copies = found.copies if found.copies.shape[-2] == spread.ep else _shared_out(found.copies, spread.ep)
-    traffic = Traffic(
-        copies=copies / part,
-        tokens=spread.tokens / part,
-        token_bytes=row_bytes * scenario.model.hidden,
-    )
+    share = row_bytes / (chunks * spread.etp)  # a part of every row is as long as every row of a part
+    traffic = resized(_traffic(scenario, spread), share * scenario.model.hidden)
     way = "dispatch" if direction == "dispatch" else "combine"
     return price("all-to-all", all_to_all(scenario.cluster, group, traffic, algorithm, way))
+
+
+@lru_cache(maxsize=1024)
+def _traffic(scenario: Scenario, spread: Spread) -> Traffic:
+    """What a whole layer sends, of one byte a token."""
+    copies = load(scenario, spread).copies
+    full = copies if copies.shape[-2] == spread.ep else _shared_out(copies, spread.ep)
+    return Traffic(copies=full, tokens=spread.tokens, token_bytes=1.0)
 
 
 def _shared_out(copies: FloatArray, ranks: int) -> FloatArray:

@@ -76,10 +76,12 @@ def _stack(same: Sequence[LayerPass]) -> dict[str, FloatArray]:
 
     The slowest rank stands for all: it is the same rank in every chunk, and every collective waits for it.
     """
-    used = dict.fromkeys(op.key for op in same[0].program)
     draws = draws_of(same[0])
     stacked = {}
-    for name in used:
-        rows = [one.prices[name].seconds.max(axis=1) for one in same]
-        stacked[name] = np.stack([np.broadcast_to(row, draws) for row in rows])[..., None]
+    for name in dict.fromkeys(op.key for op in same[0].program):
+        prices = [one.prices[name] for one in same]
+        rows = {id(one): one for one in prices}  # most passes share their prices
+        place = {identity: row for row, identity in enumerate(rows)}
+        slowest = [np.broadcast_to(one.seconds.max(axis=1), draws) for one in rows.values()]
+        stacked[name] = np.stack(slowest)[[place[id(one)] for one in prices], :, None]
     return stacked

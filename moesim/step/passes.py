@@ -1,16 +1,16 @@
 """A layer pass: which ops it has under a strategy, and the price of each."""
 
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moesim.cluster import Group
-from moesim.collectives import all_gather, reduce_scatter
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Layer
 from moesim.program import LayerShape, Program, backward_layer, forward_layer
 from moesim.step import blocks, experts
 from moesim.step.experts import Spread
-from moesim.step.price import Price, price, scaled
+from moesim.step.price import Price, both, scaled
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups
 
@@ -24,23 +24,43 @@ class LayerPass(NamedTuple):
     prices: Prices
 
 
-class Key(NamedTuple):
-    """What a layer pass depends on: strategies that agree on it share its price."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Key:
+    """What a layer pass depends on: strategies that agree on it share its price.
+
+    Made by ``pass_key`` and ``variant_key`` only, which return the same object for the same fields: keys
+    are compared by identity, because caches look them up a hundred thousand times per plan.
+    """
 
     tp: int
     cp: int
     micro_batch: int
     ep: int
     etp: int
-    all_to_all: str
+    zero: int  # 0 where weights and gradients stay whole (stages 0 and 1), else 2 or 3
+    capacity_factor: float | None
+    tp_group: Group
+    cp_group: Group
+    ep_group: Group
+    etp_group: Group
+    dp_group: Group
+    expert_group: Group
+    all_to_all: str  # "none": nothing is dispatched
     chunks: int
     overlap: str
     placement: str
-    capacity_factor: float | None
-    zero: int  # 0 where weights and gradients stay whole (stages 0 and 1), else 2 or 3
-    dp_group: Group
-    expert_group: Group
-    group: tuple[Group, Group, Group, Group]  # tp, cp, ep, etp
+
+
+@lru_cache(maxsize=131072)
+def _key(*fields: Any) -> Key:
+    return Key(**dict(zip(Key.__slots__, fields, strict=True)))
+
+
+@lru_cache(maxsize=131072)
+def variant_key(key: Key, all_to_all: str, chunks: int, overlap: str, placement: str) -> Key:
+    """The same key with another way to communicate; where nothing is dispatched, nothing is."""
+    fixed = [getattr(key, name) for name in Key.__slots__[:-4]]
+    return _key(*fixed, "none" if key.all_to_all == "none" else all_to_all, chunks, overlap, placement)
 
 
 def pass_key(scenario: Scenario, strategy: Strategy) -> Key:
@@ -48,15 +68,12 @@ def pass_key(scenario: Scenario, strategy: Strategy) -> Key:
     g = groups(strategy, scenario.cluster)
     alone = Group(size=1, per_node=1)
     shards = scenario.workload.trains and strategy.zero > 1
-    replicated = not splits_tokens(scenario, strategy.tp, strategy.ep * strategy.etp)
-    return Key(
+    dispatches = strategy.ep > 1 and splits_tokens(scenario, strategy.tp, strategy.ep * strategy.etp)
+    return _key(
         strategy.tp, strategy.cp, strategy.micro_batch, strategy.ep, strategy.etp,
-        "none" if strategy.ep == 1 or replicated else strategy.all_to_all,
-        strategy.chunks, strategy.overlap, strategy.placement, strategy.capacity_factor,
-        strategy.zero if shards else 0,
-        g["dp"] if shards else alone,
-        g["expert_dp"] if shards else alone,
-        (g["tp"], g["cp"], g["ep"], g["etp"]),
+        strategy.zero if shards else 0, strategy.capacity_factor,
+        g["tp"], g["cp"], g["ep"], g["etp"], g["dp"] if shards else alone, g["expert_dp"] if shards else alone,
+        strategy.all_to_all if dispatches else "none", strategy.chunks, strategy.overlap, strategy.placement,
     )  # fmt: skip
 
 
@@ -74,18 +91,25 @@ def splits_tokens(scenario: Scenario, tp: int, expert_gpus: int) -> bool:
 @lru_cache(maxsize=65536)
 def forward_pass(scenario: Scenario, layer: Layer, key: Key) -> LayerPass:
     """Ops and prices of the forward pass."""
+    key = _relevant(layer, key)
     return LayerPass(forward_layer(_shape(scenario, layer, key)), _forward_prices(scenario, layer, key))
 
 
 @lru_cache(maxsize=65536)
 def backward_pass(scenario: Scenario, layer: Layer, key: Key, recompute: str) -> LayerPass:
     """Ops and prices of the backward pass, recomputation included."""
+    key = _relevant(layer, key)
     prices = _backward_prices(scenario, layer, key)
     if recompute == "full":
         prices = prices | _forward_prices(scenario, layer, key)
     elif recompute == "selective":
         prices = prices | {"recompute": _selective(scenario, layer, key)}
     return LayerPass(backward_layer(_shape(scenario, layer, key), recompute=recompute), prices)
+
+
+def _relevant(layer: Layer, key: Key) -> Key:
+    """A dense layer exchanges no tokens: its passes are alike for all variants of one overlap."""
+    return key if layer.is_moe else variant_key(key, "linear", 1, key.overlap, "contiguous")
 
 
 def _shape(scenario: Scenario, layer: Layer, key: Key) -> LayerShape:
@@ -109,6 +133,7 @@ def _splits(scenario: Scenario, key: Key) -> bool:
     return splits_tokens(scenario, key.tp, key.ep * key.etp)
 
 
+@lru_cache(maxsize=8192)
 def spread(scenario: Scenario, key: Key) -> Spread:
     """Where the tokens of the experts come from."""
     per_tp_group = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
@@ -123,35 +148,50 @@ def spread(scenario: Scenario, key: Key) -> Spread:
     )
 
 
+@lru_cache(maxsize=65536)
 def _forward_prices(scenario: Scenario, layer: Layer, key: Key) -> Prices:
-    prices = _around(scenario, layer, key) | {
-        "attention": blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, False),
-    }
+    prices = _fixed_prices(scenario, layer, _without_variant(key), False)
     if not layer.is_moe:
-        return prices | {"ffn": _feed_forward(scenario, layer, "dense", key, False)}
-    own = _own_tokens(scenario, key)
-    spread_ = spread(scenario, key)
-    return prices | _moved(scenario, layer, key, "dispatch", "combine", False) | {
-        "route": blocks.router(scenario, layer, own, key.all_to_all != "none", False),
-        "experts": experts.experts(scenario, layer, spread_, key.chunks),
-        "merge": blocks.permute(scenario, layer, own),
-    } | _shared(scenario, layer, key, "shared", False)  # fmt: skip
+        return prices
+    return prices | _moved(scenario, key, "dispatch", "combine", False) | {
+        "experts": experts.experts(scenario, layer, spread(scenario, key), key.chunks)
+    }  # fmt: skip
 
 
+@lru_cache(maxsize=65536)
 def _backward_prices(scenario: Scenario, layer: Layer, key: Key) -> Prices:
-    prices = _around(scenario, layer, key) | {
-        "attention grad": blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, True),
-    }
+    prices = _fixed_prices(scenario, layer, _without_variant(key), True)
     if not layer.is_moe:
-        return prices | {"ffn grad": _feed_forward(scenario, layer, "dense", key, True)}
-    own = _own_tokens(scenario, key)
-    gradient = experts.backward_of(experts.experts(scenario, layer, spread(scenario, key), key.chunks))
-    return prices | _moved(scenario, layer, key, "combine grad", "dispatch grad", True) | {
-        "merge grad": blocks.permute(scenario, layer, own),
+        return prices
+    forward = experts.experts(scenario, layer, spread(scenario, key), key.chunks)
+    gradient = experts.backward_of(forward)
+    return prices | _moved(scenario, key, "combine grad", "dispatch grad", True) | {
         "experts grad": gradient,
         "experts weight grad": gradient,
-        "route grad": blocks.router(scenario, layer, own, key.all_to_all != "none", True),
-    } | _shared(scenario, layer, key, "shared grad", True)  # fmt: skip
+    }  # fmt: skip
+
+
+def _without_variant(key: Key) -> Key:
+    """What is left of a key for ops that do not depend on how tokens are exchanged."""
+    return variant_key(key, "linear", 1, "none", "contiguous")
+
+
+@lru_cache(maxsize=8192)
+def _fixed_prices(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Prices:
+    """Everything but the routed experts and their all-to-all."""
+    suffix = " grad" if backward else ""
+    block = blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, backward)
+    prices = _around(scenario, layer, key) | {f"attention{suffix}": block}
+    if not layer.is_moe:
+        return prices | {f"ffn{suffix}": _feed_forward(scenario, layer, "dense", key, backward)}
+    own = _own_tokens(scenario, key)
+    prices |= {
+        f"route{suffix}": blocks.router(scenario, layer, own, key.all_to_all != "none", backward),
+        f"merge{suffix}": blocks.permute(scenario, layer, own),
+    }
+    if getattr(layer.ffn, "shared_width", 0):
+        prices[f"shared{suffix}"] = _feed_forward(scenario, layer, "shared", key, backward)
+    return prices
 
 
 def _own_tokens(scenario: Scenario, key: Key) -> float:
@@ -162,16 +202,15 @@ def _own_tokens(scenario: Scenario, key: Key) -> float:
 
 def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     """Collectives of tensor, context and data parallelism around the blocks."""
-    tp, cp, _, _ = key.group
     tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
     prices: Prices = {}
     if key.tp > 1:
         splits = _splits(scenario, key)
-        prices["tp scatter"] = blocks.tp_scatter(scenario, tp, tokens, splits_tokens=splits)
+        prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=splits)
         if splits:
-            prices["tp gather"] = blocks.tp_gather(scenario, tp, tokens)
+            prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
     if key.cp > 1:
-        exchange = blocks.kv_exchange(scenario, layer, cp, key.tp, key.micro_batch)
+        exchange = blocks.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
         prices |= {"kv exchange": exchange, "kv exchange grad": scaled(exchange, 2.0)}
     return prices | _sharded(scenario, layer, key)
 
@@ -182,32 +221,30 @@ def _sharded(scenario: Scenario, layer: Layer, key: Key) -> Prices:
         return {}
     held = layer_on_gpu(scenario.model, layer, key.tp, key.ep, key.etp)
     sizes = ((key.dp_group, held.dense), (key.expert_group, held.expert))
-    gathered = [all_gather(scenario.cluster, g, n * TRAINING_WEIGHT_BYTES) for g, n in sizes]
-    scattered = [reduce_scatter(scenario.cluster, g, n * GRADIENT_BYTES) for g, n in sizes]
-    return {"weight gather": price("dp", *gathered), "gradient scatter": price("dp", *scattered)}
+
+    def over_both(op: str, bytes_each: float) -> Price:
+        return both(*(blocks.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in sizes))
+
+    return {
+        "weight gather": over_both("all_gather", TRAINING_WEIGHT_BYTES),
+        "gradient scatter": over_both("reduce_scatter", GRADIENT_BYTES),
+    }
 
 
-def _moved(scenario: Scenario, layer: Layer, key: Key, there: str, home: str, backward: bool) -> Prices:
+def _moved(scenario: Scenario, key: Key, there: str, home: str, backward: bool) -> Prices:
     """All-to-all there and home; a gradient goes there as a dispatch does, and home as a combine."""
-    _, _, ep, etp = key.group
     spread_ = spread(scenario, key)
     prices: Prices = {}
     if key.all_to_all != "none":
         for name, way in ((there, "dispatch"), (home, "combine")):
             prices[name] = experts.exchange(
-                scenario, spread_, ep, key.all_to_all, key.chunks, way,
+                scenario, spread_, key.ep_group, key.all_to_all, key.chunks, way,
                 experts.row_bytes(scenario, way, backward),
             )  # fmt: skip
     if key.etp > 1 and _splits(scenario, key):
-        prices["etp gather"] = experts.etp_exchange(scenario, spread_, etp, key.chunks, True)
-        prices["etp scatter"] = experts.etp_exchange(scenario, spread_, etp, key.chunks, False)
+        prices["etp gather"] = experts.etp_exchange(scenario, spread_, key.etp_group, key.chunks, True)
+        prices["etp scatter"] = experts.etp_exchange(scenario, spread_, key.etp_group, key.chunks, False)
     return prices
-
-
-def _shared(scenario: Scenario, layer: Layer, key: Key, name: str, backward: bool) -> Prices:
-    if not getattr(layer.ffn, "shared_width", 0):
-        return {}
-    return {name: _feed_forward(scenario, layer, "shared", key, backward)}
 
 
 def _feed_forward(scenario: Scenario, layer: Layer, part: str, key: Key, backward: bool) -> Price:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from moesim.cluster import Group
-from moesim.collectives import all_gather, all_reduce, point_to_point, reduce_scatter
+from moesim.collectives import point_to_point
 from moesim.compute import memory_bound
 from moesim.cost import FloatArray
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, held_by_stage
@@ -26,7 +26,7 @@ from moesim.stages import layers_per_stage, stage_layers
 from moesim.step import blocks
 from moesim.step.layers import LayerPlayer
 from moesim.step.passes import backward_pass, forward_pass, pass_key
-from moesim.step.price import NOTHING, Price, price
+from moesim.step.price import NOTHING, Price, both, price
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 from moesim.strategy import Strategy, groups
 from moesim.timeline import Span
@@ -34,6 +34,9 @@ from moesim.timeline import Span
 DECODE_ROUNDS: Final = 3
 # Read gradient, master weight and two moments in fp32; write the last three and the bf16 weight.
 OPTIMIZER_TRAFFIC_BYTES: Final = 4 * 4.0 + 3 * 4.0 + 2.0
+
+
+Parts = tuple[tuple[Group, float], tuple[Group, float]]  # (group, parameters): dense, experts
 
 
 class StagePasses(NamedTuple):
@@ -132,12 +135,16 @@ def _once_per_step(  # noqa: PLR0913  # the cache key, field by field
     parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
     gather = reduce = NOTHING
     if zero == 1:
-        gather = price("dp", *(all_gather(scenario.cluster, g, n * TRAINING_WEIGHT_BYTES) for g, n in parts))
+        gather = _over_both(scenario, "all_gather", parts, TRAINING_WEIGHT_BYTES)
     if zero < 2:
-        collective = reduce_scatter if zero else all_reduce
-        reduce = price("dp", *(collective(scenario.cluster, g, n * GRADIENT_BYTES) for g, n in parts))
+        reduce = _over_both(scenario, "reduce_scatter" if zero else "all_reduce", parts, GRADIENT_BYTES)
     kept = sum(n / (g.size if zero else 1) for g, n in parts)
     return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * OPTIMIZER_TRAFFIC_BYTES))
+
+
+def _over_both(scenario: Scenario, op: str, parts: Parts, bytes_each: float) -> Price:
+    """A collective of the dense parameters, then of the experts'."""
+    return both(*(blocks.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in parts))
 
 
 def passes_of(scenario: Scenario, strategy: Strategy) -> Passes:
@@ -239,7 +246,7 @@ def _before(seconds: FloatArray) -> FloatArray:
 
 def folded(passes: Passes) -> Passes:
     """The same step with its steady phase cut short, if it is long."""
-    shortest = 4 * passes.stages + 2 * BATCH_CLASSES
+    shortest = 2 * passes.stages + 2 * BATCH_CLASSES
     extra = passes.micro_batches - shortest
     if extra <= BATCH_CLASSES:
         return passes
