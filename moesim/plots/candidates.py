@@ -4,12 +4,14 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from matplotlib.lines import Line2D
 
-from moesim.plots.style import COLOURS, SMALL, say_empty, tidy
+from moesim.plots.style import COLOURS, SMALL, legend_above, say_empty, tidy
 from moesim.units import GIB
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 PRICED: Final = {
@@ -18,6 +20,7 @@ PRICED: Final = {
 }
 PLAYED: Final = COLOURS["attention"]
 WINNER: Final = COLOURS["imbalance"]
+HEADROOM: Final = 1.3  # the winner's name stands above all points
 BEYOND: Final = 1.6  # x-axis ends at this multiple of the memory limit
 
 
@@ -32,77 +35,70 @@ def candidates(
     x = frame["memory_bytes_per_gpu"].to_numpy(dtype=float) / GIB
     y = frame["tokens_per_s_per_gpu"].to_numpy(dtype=float)
     state = frame["state"].to_numpy()
+    handles: list[Artist] = []
     for name, (meaning, colour) in PRICED.items():
         chosen = state == name
         if chosen.any():
             size = 18.0 if chosen.sum() < 200 else 4.0
-            ax.scatter(
-                x[chosen], y[chosen], s=size, color=colour, linewidths=0, rasterized=True,
-                label=f"{meaning}: {chosen.sum():,}",
-            )  # fmt: skip
-    _limits(ax, x, y, memory_limit_bytes)
-    _played(ax, frame[state == "played"], winner)
+            ax.scatter(x[chosen], y[chosen], s=size, color=colour, linewidths=0, rasterized=True)
+            handles.append(_dot(f"{meaning}: {chosen.sum():,}", colour))
+    played = frame[state == "played"]
+    high = max([*y, *played["high"].astype(float)], default=1.0)
+    ax.set_ylim(0.0, high * HEADROOM)
+    _memory_limit(ax, x, memory_limit_bytes)
+    handles += _played(ax, played, winner)
     ax.set_xlabel("memory per GPU (GiB)")
     ax.set_ylabel("tokens/s per GPU")
     tidy(ax)
-    if len(frame):
-        ax.legend(
-            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, fontsize=SMALL, frameon=False,
-            borderaxespad=0.2, handletextpad=0.4, columnspacing=1.2, markerscale=1.5,
-        )  # fmt: skip
-    else:
+    legend_above(ax, handles)
+    if not len(frame):
         say_empty(ax, "strategies")
     return ax
 
 
-def _played(ax: "Axes", played: "pd.DataFrame", winner: str | None) -> None:
+def _dot(label: str, colour: str, marker: str = "o", size: float = 5.0) -> Line2D:
+    return Line2D([], [], marker=marker, linestyle="none", color=colour, markersize=size, label=label)
+
+
+def _played(ax: "Axes", played: "pd.DataFrame", winner: str | None) -> "list[Artist]":
+    """Points with their bands, and the winner's name above all points; the legend's entries."""
     if not len(played):
-        return
+        return []
     x = played["memory_bytes_per_gpu"].to_numpy(dtype=float) / GIB
     y = played["tokens_per_s_per_gpu"].to_numpy(dtype=float)
-    band = np.abs(np.stack([y - played["low"].to_numpy(float), played["high"].to_numpy(float) - y]))
-    ax.errorbar(
-        x, y, yerr=band, fmt="o", markersize=4, color=PLAYED, elinewidth=0.8, zorder=3,
-        label=f"played, with 90 % band: {len(played):,}",
-    )  # fmt: skip
+    low, high = played["low"].to_numpy(dtype=float), played["high"].to_numpy(dtype=float)
+    ax.vlines(x, low, high, color=PLAYED, linewidth=0.8, zorder=3)
+    ax.plot(x, y, "o", markersize=4, color=PLAYED, zorder=3)
     labels = played["label"].astype(str).tolist()
     best = labels.index(winner) if winner in labels else int(np.argmax(y))
-    ax.plot(
-        [x[best]], [y[best]], marker="*", markersize=15, color=WINNER, markeredgecolor="white",
-        linestyle="none", zorder=5, label="recommended",
-    )  # fmt: skip
-    _name_winner(ax, float(x[best]), float(y[best]), labels[best])
-
-
-def _name_winner(ax: "Axes", x: float, y: float, label: str) -> None:
-    """Beside the star, on the side of the middle."""
-    left, right = ax.get_xlim()
-    bottom, top = ax.get_ylim()
-    aside = 1.0 if x < (left + right) / 2 else -1.0
-    above = 1.0 if y < (bottom + top) / 2 else -1.0
+    ax.plot([x[best]], [y[best]], "*", markersize=15, color=WINNER, markeredgecolor="white", zorder=5)
     ax.annotate(
-        fill(label, 34), (x, y), xytext=(24 * aside, 30 * above), textcoords="offset points", fontsize=SMALL,
-        ha="left" if aside > 0 else "right", va="center", zorder=6,
+        fill(labels[best], 42), (x[best], y[best]), xytext=(0.02, 0.98), textcoords="axes fraction",
+        fontsize=SMALL, ha="left", va="top", zorder=6,
         arrowprops={"arrowstyle": "-", "color": WINNER, "linewidth": 1.0},
         bbox={"facecolor": "white", "edgecolor": WINNER, "alpha": 0.9, "boxstyle": "round,pad=0.3"},
     )  # fmt: skip
+    return [
+        _dot(f"played, with 90 % band: {len(played):,}", PLAYED),
+        _dot("recommended", WINNER, marker="*", size=9.0),
+    ]
 
 
-def _limits(ax: "Axes", x: "np.ndarray", y: "np.ndarray", memory_limit_bytes: float | None) -> None:
-    """Axes from zero; a long tail of strategies that do not fit is counted, not drawn."""
-    right, top = max(x, default=1.0) * 1.05, max(y, default=1.0) * 1.1
+def _memory_limit(ax: "Axes", x: "np.ndarray", memory_limit_bytes: float | None) -> None:
+    """The x-axis from zero; a long tail of strategies that do not fit is counted, not drawn."""
+    right = max(x, default=1.0) * 1.05
     if memory_limit_bytes is not None:
         limit = memory_limit_bytes / GIB
         beyond = int((x > BEYOND * limit).sum())
         right = BEYOND * limit if beyond else max(right, limit * 1.1)
         ax.axvline(limit, color="0.3", linestyle="--", linewidth=1.0, zorder=2)
-        ax.text(
-            limit, top * 0.99, f" limit {limit:.0f} GiB", ha="left", va="top", fontsize=SMALL, color="0.3"
-        )
+        _note(ax, limit, f"limit {limit:.0f} GiB ")
         if beyond:
-            ax.text(
-                right, top * 0.5, f"{beyond:,} need more →", ha="right", va="center", fontsize=SMALL,
-                color="0.3", rotation=90,
-            )  # fmt: skip
+            _note(ax, right, f"{beyond:,} need more →")
     ax.set_xlim(0.0, right)
-    ax.set_ylim(0.0, top)
+
+
+def _note(ax: "Axes", x: float, text: str) -> None:
+    ax.text(
+        x, 0.99, text, ha="right", va="top", fontsize=SMALL, color="0.3", transform=ax.get_xaxis_transform()
+    )

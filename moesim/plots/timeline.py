@@ -3,8 +3,19 @@
 from typing import TYPE_CHECKING, Final
 
 from matplotlib.collections import PolyCollection
+from matplotlib.patches import Patch
 
-from moesim.plots.style import COLOURS, SMALL, legend_above, readable_on, say_empty, tidy, time_unit
+from moesim.plots.style import (
+    COLOURS,
+    SMALL,
+    label_share,
+    legend_above,
+    readable_on,
+    say_empty,
+    swatches,
+    tidy,
+    time_unit,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +45,7 @@ FAMILIES: Final = {
     "combine": "all-to-all", "tp": "tp", "etp": "etp", "kv": "cp", "weight": "dp", "gradient": "dp",
 }  # fmt: skip
 LINE: Final = "\n"
-CHARACTER: Final = 0.6  # width of a character over its height
+THINNEST: Final = 0.003  # share of the axis below which bars get no white edge
 
 
 def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
@@ -52,10 +63,12 @@ def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
         _bars(ax, bars, factor, STEP_COLOURS[str(word)], (-0.32, 0.5) if thick else (0.22, 0.14))
     _number_passes(ax, shown[shown["word"].isin(["forward", "backward"])], factor)
     _frame(ax, shown, unit, factor)
+    _mark_turns(ax, shown, factor)
     ax.set_ylabel("pipeline stage")
     ax.set_yticks(range(stages))
     ax.set_ylim(stages - 0.5, -0.5)
-    legend_above(ax, [(name, STEP_COLOURS[word]) for word, name in STEP_NAMES.items() if _has(shown, word)])
+    present = [(name, STEP_COLOURS[word]) for word, name in STEP_NAMES.items() if _has(shown, word)]
+    legend_above(ax, swatches(present))
     if not len(shown):
         say_empty(ax, "passes")
     return ax
@@ -71,18 +84,22 @@ def layer_timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
     unit, factor = time_unit(whole_s)
     rows = _layer_rows(shown)
     chunked = set(shown.loc[shown["chunk"] > 0, "what"])
-    families = []
-    for (stream, rank, what), bars in shown.groupby(["stream", "rank", "what"], sort=False):
+    families, initials = [], set[tuple[str, str]]()
+    for where, bars in shown.groupby(["stream", "rank", "what"], sort=False):
+        stream, rank, what = where
         family = FAMILIES[str(what).split()[0]]
         families.append(family)
-        row = rows[str(stream), int(rank)][0]
+        row = rows[str(stream), int(str(rank))][0]
         _bars(ax, bars.assign(rank=row), factor, COLOURS[family], (-0.4, 0.8))
-        _label_ops(ax, bars.assign(rank=row), whole_s, factor, COLOURS[family], str(what) in chunked)
+        initials |= _label_ops(
+            ax, bars.assign(rank=row), whole_s, factor, COLOURS[family], str(what) in chunked
+        )
     _frame(ax, shown, unit, factor)
     ax.set_yticks(range(len(rows)), [name for _, name in rows.values()])
     ax.set_ylabel("stream")
     ax.set_ylim(max(1, len(rows)) - 0.4, -0.6)
-    legend_above(ax, [(family, colour) for family, colour in COLOURS.items() if family in families])
+    used = swatches((family, colour) for family, colour in COLOURS.items() if family in families)
+    legend_above(ax, used + _meanings(initials))
     if not len(shown):
         say_empty(ax, "ops")
     return ax
@@ -116,8 +133,11 @@ def _bars(ax: "Axes", bars: "pd.DataFrame", factor: float, colour: str, place: t
     corners = [
         [(a, y), (b, y), (b, y + height), (a, y + height)] for a, b, y in zip(left, right, low, strict=True)
     ]
-    width = 0.4 if len(bars) < 500 else 0.15
-    ax.add_collection(PolyCollection(corners, facecolors=colour, edgecolors="white", linewidths=width))
+    wide = height > 0.3 and (right - left).min() > THINNEST * right.max()
+    edge = "white" if wide else colour  # a thin bar is drawn at least as a hairline
+    ax.add_collection(
+        PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4 if wide else 0.2)
+    )
 
 
 def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
@@ -126,7 +146,7 @@ def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
         return
     whole = float(passes["end_s"].max())
     room = (passes["end_s"] - passes["start_s"]).quantile(0.1) / whole
-    if room < _width(ax, str(passes["chunk"].max())):
+    if room < label_share(ax, str(passes["chunk"].max())):
         return
     for one in passes.itertuples():
         colour = STEP_COLOURS[str(one.what)]
@@ -137,31 +157,43 @@ def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
         )  # fmt: skip
 
 
-def _label_ops(
-    ax: "Axes", bars: "pd.DataFrame", whole_s: float, factor: float, colour: str, chunked: bool
-) -> None:
-    """The name of each op in its bar, or its initial, or nothing: what fits."""
-    for one in bars.itertuples():
-        what, number = str(one.what), str(one.chunk) if chunked else ""
-        start_s, end_s = float(one.start_s), float(one.end_s)  # type: ignore[arg-type]
-        choices = (
-            f"{what} {number}".strip(),
-            f"{what.replace(' ', LINE)} {number}".strip(),
-            what[0].upper() + number,
-        )
-        fits = (text for text in choices if _width(ax, text) <= (end_s - start_s) / whole_s)
-        text = next(fits, "")
+def _mark_turns(ax: "Axes", shown: "pd.DataFrame", factor: float) -> None:
+    """Decode: when the next token of all micro-batches is done."""
+    turns = shown.groupby("turn")["end_s"].max()
+    for turn, end_s in turns.items() if len(turns) > 1 else ():
+        ax.axvline(end_s * factor, color="0.3", linestyle="--", linewidth=0.8)
         ax.text(
-            (start_s + end_s) / 2 * factor, float(one.rank), text,  # type: ignore[arg-type]
-            ha="center", va="center", fontsize=SMALL - 1, color=readable_on(colour),
+            end_s * factor, 0.01, f"token {turn} of every sequence done ", transform=ax.get_xaxis_transform(),
+            ha="right", va="bottom", fontsize=SMALL - 1, color="0.3",
         )  # fmt: skip
 
 
-def _width(ax: "Axes", text: str) -> float:
-    """Share of the axis that a label takes."""
-    figure_in = ax.figure.get_size_inches()[0]
-    points = ax.get_position().width * float(figure_in) * 72.0
-    return CHARACTER * (SMALL - 1) * (1 + max(len(line) for line in text.splitlines())) / points
+def _label_ops(
+    ax: "Axes", bars: "pd.DataFrame", whole_s: float, factor: float, colour: str, chunked: bool
+) -> set[tuple[str, str]]:
+    """The name of each op in its bar, or its initial, or nothing: what fits. Returns the initials used."""
+    initials = set()
+    for one in bars.itertuples():
+        what, number = str(one.what), str(one.chunk) if chunked else ""
+        start_s, end_s = float(one.start_s), float(one.end_s)  # type: ignore[arg-type]
+        short = what[0].upper()
+        name = f"{what} {number}".strip()
+        choices = (name, f"{what.replace(' ', LINE)} {number}".strip(), short + number)
+        fits = [text for text in choices if label_share(ax, text) <= (end_s - start_s) / whole_s]
+        if fits == [choices[-1]]:
+            initials.add((short, what))
+        ax.text(
+            (start_s + end_s) / 2 * factor, float(one.rank), fits[0] if fits else "",  # type: ignore[arg-type]
+            ha="center", va="center", fontsize=SMALL - 1, color=readable_on(colour),
+        )  # fmt: skip
+    return initials
+
+
+def _meanings(initials: set[tuple[str, str]]) -> list[Patch]:
+    """Legend entries without a colour: "D = dispatch"."""
+    shorts = sorted({short for short, _ in initials})
+    names = {short: " or ".join(sorted(what for s, what in initials if s == short)) for short in shorts}
+    return [Patch(alpha=0.0, label=f"{short} = {name}") for short, name in names.items()]
 
 
 def _frame(ax: "Axes", shown: "pd.DataFrame", unit: str, factor: float) -> None:

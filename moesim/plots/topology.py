@@ -16,8 +16,10 @@ LINKS: Final = {
     "nvlink": ("NVLink", COLOURS["experts"]),
     "pcie": ("PCIe", COLOURS["attention"]),
     "nic": ("network", COLOURS["all-to-all"]),
+    "share": ("share of NIC", COLOURS["attention"]),
     "uplink": ("uplink", COLOURS["imbalance"]),
 }
+SWITCHES: Final = {"nvswitch": "NVSwitch", "pcie": "PCIe switch"}
 NODES_DRAWN: Final = 4
 GPUS_DRAWN: Final = 8
 
@@ -34,7 +36,7 @@ def topology(graph: "nx.DiGraph[str]", ax: "Axes") -> "Axes":
     places = _places(graph, drawn)
     _links(graph, ax, places)
     for name, (x, y) in places.items():
-        _box(ax, name, str(graph.nodes[name]["kind"]), x, y)
+        _box(ax, name, x, y)
     right = max((x for x, _ in places.values()), default=0.0)
     _tier_labels(graph, ax, places, right + 0.7)
     _captions(graph, ax, places, drawn, len(nodes))
@@ -80,17 +82,17 @@ def _spread(graph: "nx.DiGraph[str]", row: list[str], left: float, right: float)
 
 def _links(graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place]) -> None:
     by_kind: dict[str, list[list[Place]]] = {}
-    for one, other, kind in graph.edges(data="kind"):
+    for one, other, link in graph.edges(data=True):
         if one in places and other in places and places[one][1] < places[other][1]:
-            by_kind.setdefault(str(kind), []).append([places[one], places[other]])
+            by_kind.setdefault(str(link["kind"]), []).append([places[one], places[other]])
     for kind, lines in by_kind.items():
         ax.add_collection(LineCollection(lines, colors=LINKS[kind][1], linewidths=1.0, zorder=1))
 
 
-def _box(ax: "Axes", name: str, kind: str, x: float, y: float) -> None:
+def _box(ax: "Axes", name: str, x: float, y: float) -> None:
     """Short names; which node it is in is written below the node."""
     words = name.split(".")[-1]
-    text = words if kind in ("switch", "spine") else words.lstrip("abcdefghijklmnopqrstuvwxyz")
+    text = SWITCHES.get(words, words.lstrip("abcdefghijklmnopqrstuvwxyz") or words)
     ax.text(
         x, y, text, ha="center", va="center", fontsize=SMALL, zorder=3,
         bbox={"facecolor": "white", "edgecolor": "0.4", "boxstyle": "round,pad=0.25"},
@@ -107,7 +109,8 @@ def _tier_labels(graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place],
     for one, other, link in graph.edges(data=True):
         if one in places and other in places and places[one][1] < places[other][1]:
             middle = (places[one][1] + places[other][1]) / 2
-            found.setdefault((middle, link["kind"]), []).append(link["bandwidth_bytes_per_s"])
+            kind = "share" if graph.nodes[other]["kind"] == "nic" else str(link["kind"])
+            found.setdefault((middle, kind), []).append(link["bandwidth_bytes_per_s"])
     for (middle, kind), bandwidths in found.items():
         name, colour = LINKS[kind]
         ax.text(
@@ -117,8 +120,8 @@ def _tier_labels(graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place],
 
 
 def _gigabytes(bandwidths: list[float]) -> str:
-    low, high = min(bandwidths) / GB, max(bandwidths) / GB
-    return f"{low:,.0f} GB/s" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f} GB/s"
+    shown = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (min(bandwidths) / GB, max(bandwidths) / GB)]
+    return f"{' to '.join(dict.fromkeys(shown))} GB/s"
 
 
 def _captions(
@@ -126,7 +129,7 @@ def _captions(
 ) -> None:
     """Below each node its number and GPUs; at the bottom what was left out."""
     for number, node in enumerate(drawn):
-        gpus = sum(kind == "gpu" for name, kind in graph.nodes(data="kind") if name.startswith(f"{node}."))
+        gpus = sum(name.startswith(f"{node}.") and graph.nodes[name]["kind"] == "gpu" for name in graph)
         here = [x for name, (x, _) in places.items() if name.startswith(f"{node}.")]
         cut = f", {GPUS_DRAWN} drawn" if gpus > GPUS_DRAWN else ""
         ax.text(
