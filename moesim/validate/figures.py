@@ -26,6 +26,7 @@ COLUMNS: Final = (
     *("group", "case", "measured", "predicted", "low", "high", "unit", "skipped", "source"),
     *("block", "headline"),
 )
+REPEATS_DIFFER: Final = 1.3
 # The published checkpoint has the layers of the preset.
 _SAME_LAYERS: Final = {"deepseekr1": "deepseekv3", "deepseekv31": "deepseekv3", "deepseekv3r1": "deepseekv3"}
 
@@ -91,6 +92,23 @@ def line(gpu: str, case: str, row: Row, unit: str, group: str = "") -> dict[str,
         "block": "",
         "headline": own,
     }
+
+
+def merge_repeats(runs: list[tuple[str, dict[str, Any]]]) -> None:
+    """Keep one of several (version, line) of one configuration: the newest version, and of these the first.
+
+    Where they differ by more than REPEATS_DIFFER x, none is counted.
+    """
+    measured = [one["measured"] for _, one in runs]
+    spread = max(measured) / min(measured)
+    newest = max(range(len(runs)), key=lambda i: (runs[i][0], -i))
+    for place, (_, one) in enumerate(runs):
+        if spread > REPEATS_DIFFER:
+            one["skipped"] = f"repeats of the configuration differ by more than {REPEATS_DIFFER} x"
+        elif place != newest:
+            one["skipped"] = "another run of a configuration that is judged"
+        elif len(runs) > 1:
+            one["case"] = f"{one['case']}; {len(runs)} runs within {spread - 1.0:.1%}"
 
 
 def frame(lines: list[dict[str, Any]]) -> "pd.DataFrame":

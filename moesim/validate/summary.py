@@ -25,8 +25,8 @@ TARGETS: Final[dict[str, dict[str, float]]] = {
     "collectives": {"rms": 0.05, "inside": 0.90},
     "training": {"median": 0.10, "tau": 0.7, "inside": 0.90},
     "serving": {"median": 0.10, "inside": 0.90},
-    "DeepSeek-V3 decode on H800 (estimated)": {"median": 0.07, "inside": 0.90},
-    "DeepSeek-V3 prefill on H800 (estimated)": {"median": 0.07, "inside": 0.90},
+    "deepseek-v3 decode on H800 (estimated)": {"median": 0.07, "inside": 0.90},
+    "deepseek-v3 prefill on H800 (estimated)": {"median": 0.07, "inside": 0.90},
 }
 
 

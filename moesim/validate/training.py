@@ -36,6 +36,7 @@ from moesim.validate.figures import (
     find_model,
     frame,
     line,
+    merge_repeats,
     number,
     read_tables,
     whole,
@@ -50,7 +51,6 @@ NEEDED: Final = (
     *("source", "model", "gpu", "gpus", "precision", "tp", "pp", "cp", "vp", "ep", "mbs", "gbs", "seq"),
     *("token_handling", "tok_s_gpu", "tflops_gpu"),
 )
-REPEATS_DIFFER: Final = 1.3
 DTYPES: Final = {
     "BF16": "bf16", "FP8": "fp8", "FP8-CS": "fp8", "FP8-MX": "fp8_block", "MXFP8": "fp8_block",
     "FP8 blockwise": "fp8_block", "FP8 mixed": "fp8_block",
@@ -100,19 +100,11 @@ def _identity(row: Row, run: Run) -> tuple[Any, ...]:
 
 
 def _judge_repeats(repeats: list[tuple[Row, Run, dict[str, Any]]]) -> None:
-    """Judge the newest of several runs of one configuration, and say why not the others."""
-    speeds = [run.tokens_per_s_per_gpu for _, run, _ in repeats]
-    spread = max(speeds) / min(speeds)
-    newest = max(range(len(repeats)), key=lambda i: (str(repeats[i][0].get("container") or ""), -i))
-    for number_, (_, run, one) in enumerate(repeats):
-        if spread > REPEATS_DIFFER:
-            one["skipped"] = f"repeats of the configuration differ by more than {REPEATS_DIFFER} x"
-        elif number_ != newest:
-            one["skipped"] = "another run of a configuration that is judged"
-        else:
-            again = (f"{len(repeats)} runs within {spread - 1.0:.1%}",) if len(repeats) > 1 else ()
-            found, remarks = predict(run)
-            one |= found._asdict() | {"case": "; ".join((one["case"], *remarks, *again))}
+    """One prediction for several runs of one configuration."""
+    found, remarks = predict(repeats[0][1])
+    for _, _, one in repeats:
+        one |= found._asdict() | {"case": "; ".join((one["case"], *remarks))}
+    merge_repeats([(str(row.get("container") or ""), one) for row, _, one in repeats])
 
 
 def predict(run: Run) -> tuple[Found, tuple[str, ...]]:
