@@ -135,7 +135,7 @@ def read_run(row: Row) -> Run:
         "train", cluster.gpus, global_batch=whole(row, "gbs"), seq=whole(row, "seq"), dtype=dtype
     )
     shares_tp = "TP+EP" in str(row.get("framework"))
-    drops = "drop" in str(row["token_handling"])
+    drops = "token drop" in str(row["token_handling"])
     choices = {
         "tp": tp, "pp": pp, "ep": ep, "cp": whole(row, "cp", 1), "micro_batch": whole(row, "mbs", 1),
         "etp": whole(row, "etp", tp if shares_tp else 1), "zero": 3 if number(row, "fsdp", 0) else 1,
@@ -178,10 +178,10 @@ def _not_modelled(row: Row) -> tuple[str, ...]:
 
 def _case(row: Row) -> str:
     shape = " ".join(
-        f"{name.upper()}{float(row[name]):.0f}"
+        f"{name.upper()}{number(row, name):.0f}"
         for name in ("tp", "cp", "pp", "ep", "etp", "mbs", "gbs", "seq")
         if row.get(name) is not None
     )
-    gpus = "?" if row["gpus"] is None else f"{float(row['gpus']):.0f}"
+    gpus = "?" if row["gpus"] is None else f"{whole(row, 'gpus')}"
     where = row.get("container") or row.get("framework") or ""
     return f"{row['model']}, {gpus} x {row['gpu']}, {row['precision']}, {shape}, {where}".rstrip(", ")
