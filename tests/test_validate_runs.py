@@ -82,6 +82,7 @@ def test_a_run_is_judged_in_tokens_per_second_and_gpu(tmp_path):
         ({"model": "Nemotron_3_Nano"}, "no model preset is Nemotron_3_Nano"),
         ({"gpu": "GB300"}, "no cluster preset has a GB300"),
         ({"tp": ""}, "tp is not given"),
+        ({"tok_s_gpu": 0}, "tok_s_gpu is not above zero"),
         ({"precision": "NVFP4"}, "moesim has no precision NVFP4"),
         ({"ep": 7}, "moesim cannot express it: ep x etp does not divide dp x cp x tp"),
         ({"tok_s_gpu": ""}, "neither tokens/s nor TFLOP/s: the run was out of memory or not reported"),
@@ -226,6 +227,7 @@ def test_a_missing_column_and_a_missing_table_are_one_line(tmp_path, name, row, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_word_where_a_number_belongs_is_one_line(tmp_path):
-    with pytest.raises(MoesimError, match="gbs is 'many' in a table: write a number"):
-        trained(tmp_path, {"gbs": "many"})
+@pytest.mark.parametrize("word", ["many", "inf"])
+def test_a_word_where_a_number_belongs_is_one_line(tmp_path, word):
+    with pytest.raises(MoesimError, match="gbs is .* in a table: write a number"):
+        trained(tmp_path, {"gbs": word})

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -126,9 +127,20 @@ def number(row: Row, name: str, default: float | None = None) -> float:
             raise Skip(f"{name} is not given")
         return default
     try:
-        return float(value)
+        found = float(value)
     except ValueError:
-        raise MoesimError(f"{name} is {value!r} in a table: write a number or leave the cell empty") from None
+        found = inf
+    if not isfinite(found):
+        raise MoesimError(f"{name} is {value!r} in a table: write a number or leave the cell empty")
+    return found
+
+
+def positive(row: Row, name: str) -> float:
+    """The number in a cell; Skip where it is not above zero."""
+    found = number(row, name)
+    if found <= 0:
+        raise Skip(f"{name} is not above zero")
+    return found
 
 
 def whole(row: Row, name: str, default: int | None = None) -> int:

@@ -47,6 +47,7 @@ from moesim.validate.figures import (
     line,
     merge_repeats,
     number,
+    positive,
     read_tables,
     whole,
 )
@@ -120,7 +121,7 @@ def predict_tpot(row: Row) -> tuple[Found, tuple[str, ...]]:
     """Milliseconds per output token of an aggregated server; Skip where moesim cannot express it."""
     if row["mode"] != "agg":
         raise Skip("disaggregated: prefill and decode pools are not judged yet")
-    if number(row, "ttft_ms", 0.0) > number(row, "tpot_ms") * number(row, "osl"):
+    if number(row, "ttft_ms", 0.0) > positive(row, "tpot_ms") * positive(row, "osl"):
         raise Skip("most requests wait in a queue: the batch is smaller than the concurrency")
     model = find_model(str(row["model"]))
     tp, dp, pp = (whole(row, f"agg_{name}", 1) for name in ("tp", "attn_dp", "pp"))
@@ -220,7 +221,7 @@ def _per_gpu(row: Row) -> float:
     per = {"tok/s/node": GPUS_PER_NODE, "tok/s/GPU": 1}.get(str(row["unit"]))
     if per is None:
         raise Skip(f"unit {row['unit']}")
-    return number(row, "value") / per
+    return positive(row, "value") / per
 
 
 def predict_phase(row: Row) -> tuple[tuple[Model, Cluster, Workload, int], Found]:

@@ -38,6 +38,7 @@ from moesim.validate.figures import (
     line,
     merge_repeats,
     number,
+    positive,
     read_tables,
     whole,
 )
@@ -162,13 +163,14 @@ def _fitting(model: Model, cluster: Cluster, workload: Workload, choices: dict[s
 def _speed(row: Row, model: Model, workload: Workload) -> tuple[float, tuple[str, ...]]:
     """Measured tokens/s per GPU."""
     if row["tok_s_gpu"] is not None:
-        return number(row, "tok_s_gpu"), ()
+        return positive(row, "tok_s_gpu"), ()
     if row["tflops_gpu"] is None:
         raise Skip("neither tokens/s nor TFLOP/s: the run was out of memory or not reported")
     ours = training_flops(model, workload.queries) / workload.queries
     given = row.get("gflop_per_token")
     remark = () if given is not None else (f"tokens/s by moesim's {ours / 1e9:.0f} GFLOP/token",)
-    return number(row, "tflops_gpu") * TFLOPS / (number(row, "gflop_per_token", ours / 1e9) * 1e9), remark
+    counted = ours if given is None else positive(row, "gflop_per_token") * 1e9
+    return positive(row, "tflops_gpu") * TFLOPS / counted, remark
 
 
 def _not_modelled(row: Row) -> tuple[str, ...]:
