@@ -94,6 +94,19 @@ def test_passes_are_numbered_only_where_the_numbers_fit():
     assert not [t for t in texts(many) if t.isdigit()]
 
 
+def test_the_middle_of_a_long_step_is_left_out_and_the_ticks_tell_the_true_time(tmp_path):
+    spans = [Span(0, "stage", "forward", j, j, j + 0.9, micro_batch=j) for j in range(1000)]
+    _, ax = figure(rows=1)
+    timeline(to_frame(spans), drawn(ax, tmp_path))
+    # 1000 passes of 1 s: 200 are drawn, 100 s at either end and a gap of 12 s between them
+    assert ax.get_xlim() == pytest.approx((0, 211.8), abs=0.2)
+    assert "800 s of the same not drawn" in texts(ax)
+    ticks = dict(zip([t.get_text() for t in ax.get_xticklabels()], ax.get_xticks(), strict=True))
+    assert ticks["75"] == 75
+    assert ticks["975"] == pytest.approx(187, abs=0.2)
+    assert sum(len(c.get_paths()) for c in ax.collections) == pytest.approx(200, abs=2)
+
+
 def test_decode_marks_where_each_token_is_done():
     spans = [Span(0, "stage", "forward", 0, n, n + 1, micro_batch=0, turn=n) for n in range(3)]
     _, ax = figure()

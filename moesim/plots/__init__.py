@@ -1,6 +1,7 @@
 """Pictures of an answer. A plot takes a frame and an Axes, draws, and returns the Axes.
 
     style.py       colours by family, figure(), save(), save_table()
+    axis_break.py  the middle of a long step left out
     timeline.py    timeline() of a step, layer_timeline() of one layer pass
     candidates.py  candidates(): every priced strategy, the played ones, the winner
     breakdown.py   breakdown(): where the seconds of a step go

@@ -20,7 +20,7 @@ PRICED: Final = {
 }
 PLAYED: Final = COLOURS["attention"]
 WINNER: Final = COLOURS["imbalance"]
-HEADROOM: Final = 1.3  # the winner's name stands above all points
+HEADROOM: Final = 1.35  # the winner's name stands above all points
 BEYOND: Final = 1.6  # x-axis ends at this multiple of the memory limit
 
 
@@ -72,9 +72,11 @@ def _played(ax: "Axes", played: "pd.DataFrame", winner: str | None) -> "list[Art
     labels = played["label"].astype(str).tolist()
     best = labels.index(winner) if winner in labels else int(np.argmax(y))
     ax.plot([x[best]], [y[best]], "*", markersize=15, color=WINNER, markeredgecolor="white", zorder=5)
+    across = float(x[best]) / ax.get_xlim()[1]
     ax.annotate(
-        fill(labels[best], 42), (x[best], y[best]), xytext=(0.02, 0.98), textcoords="axes fraction",
-        fontsize=SMALL, ha="left", va="top", zorder=6,
+        fill(labels[best], 42), (x[best], y[best]), xytext=(min(0.98, max(0.02, across)), 0.93),
+        textcoords="axes fraction", fontsize=SMALL, va="top", zorder=6,
+        ha="left" if across < 0.3 else "right" if across > 0.7 else "center",
         arrowprops={"arrowstyle": "-", "color": WINNER, "linewidth": 1.0},
         bbox={"facecolor": "white", "edgecolor": WINNER, "alpha": 0.9, "boxstyle": "round,pad=0.3"},
     )  # fmt: skip

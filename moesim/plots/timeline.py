@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.patches import Patch
 
+from moesim.plots.axis_break import break_of, mark_break, squeezed
 from moesim.plots.style import (
     COLOURS,
     SMALL,
@@ -45,18 +47,22 @@ FAMILIES: Final = {
     "combine": "all-to-all", "tp": "tp", "etp": "etp", "kv": "cp", "weight": "dp", "gradient": "dp",
 }  # fmt: skip
 LINE: Final = "\n"
-THINNEST: Final = 0.003  # share of the axis below which bars get no white edge
+THINNEST: Final = 0.002  # share of the axis below which bars get no white edge
 
 
 def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
     """A step as its pipeline: one row per stage with its passes, transfers and reductions as thin bars below.
 
     ``spans`` has the columns of ``Span``; ops inside the layers are left out. Numbers are micro-batches.
+    Of a long step only the begin and the end are drawn.
     """
     shown = spans[spans["stream"].isin(["stage", "send", "back", "dp"]) & (spans["layer"] < 0)]
     shown = shown[shown["end_s"] > shown["start_s"]]
     shown = shown.assign(word=shown["what"].str.split().str[0])
     unit, factor = time_unit(float(shown["end_s"].max()) if len(shown) else 1.0)
+    cut = break_of(shown)
+    if cut is not None:
+        shown = squeezed(shown, cut)
     stages = int(shown["rank"].max()) + 1 if len(shown) else 1
     for word, bars in shown.groupby("word", sort=False):
         thick = str(word) in ("forward", "backward", "optimizer")
@@ -64,6 +70,8 @@ def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
     _number_passes(ax, shown[shown["word"].isin(["forward", "backward"])], factor)
     _frame(ax, shown, unit, factor)
     _mark_turns(ax, shown, factor)
+    if cut is not None:
+        mark_break(ax, cut, factor)
     ax.set_ylabel("pipeline stage")
     ax.set_yticks(range(stages))
     ax.set_ylim(stages - 0.5, -0.5)
@@ -133,10 +141,10 @@ def _bars(ax: "Axes", bars: "pd.DataFrame", factor: float, colour: str, place: t
     corners = [
         [(a, y), (b, y), (b, y + height), (a, y + height)] for a, b, y in zip(left, right, low, strict=True)
     ]
-    wide = height > 0.3 and (right - left).min() > THINNEST * right.max()
+    wide = height > 0.3 and np.median(right - left) > THINNEST * right.max()
     edge = "white" if wide else colour  # a thin bar is drawn at least as a hairline
     ax.add_collection(
-        PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4 if wide else 0.2)
+        PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4, antialiaseds=wide)
     )
 
 
