@@ -229,5 +229,5 @@ def test_a_missing_column_and_a_missing_table_are_one_line(tmp_path, name, row, 
 
 @pytest.mark.parametrize("word", ["many", "inf"])
 def test_a_word_where_a_number_belongs_is_one_line(tmp_path, word):
-    with pytest.raises(MoesimError, match="gbs is .* in a table: write a number"):
+    with pytest.raises(MoesimError, match=r"gbs is .* in a table: write a number"):
         trained(tmp_path, {"gbs": word})
