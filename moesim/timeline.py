@@ -85,7 +85,7 @@ def _metadata(what: str, pid: int, tid: int, **args: Any) -> dict[str, Any]:
 
 def _event(span: Span, pid: int, tid: int, numbered: bool) -> dict[str, Any]:
     start_ns, end_ns = round(span.start_s * 1e9), round(span.end_s * 1e9)
-    about = {"micro_batch": span.micro_batch, "layer": span.layer}
+    about = {"micro_batch": span.micro_batch, "layer": span.layer, "turn": span.turn or -1}
     return {
         "ph": "X",
         "name": f"{span.what} {span.chunk}" if numbered else span.what,

@@ -49,6 +49,7 @@ class StepTrace(NamedTuple):
             "strategy": show(strategy),
             "seed": scenario.seed,
             "step_s": self.step_s,
+            "steps_played": 1 + max(span.turn for span in self.spans),
             "layers_shown_for": "all micro-batches" if all_shown
             else f"the first {self.shown_micro_batches} of {self.micro_batches} micro-batches",
             "ranks": "the ops of a stage are those of its slowest rank class",
