@@ -10,18 +10,30 @@
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moesim.cluster import Gpu
+from moesim.errors import MoesimError
 from moesim.memory import Memory, memory
 from moesim.model import forward_flops, training_flops
+from moesim.program import Passes
 from moesim.step import experts
 from moesim.step.breakdown import Breakdown, breakdown
-from moesim.step.layers import LayerPlayer, batched, bounded, by_events
+from moesim.step.layers import batched, bounded, by_events
 from moesim.step.passes import pass_key, spread
-from moesim.step.play import ends, passes_of, stage_passes, stage_work, step_bound, step_seconds, step_times
+from moesim.step.play import (
+    StagePasses,
+    StepTimes,
+    ends,
+    passes_of,
+    stage_passes,
+    stage_work,
+    step_bound,
+    step_seconds,
+    step_times,
+)
 from moesim.step.scenario import Scenario
-from moesim.strategy import Strategy, why_not
+from moesim.strategy import Strategy, show, why_not
 from moesim.workload import Workload
 
 if TYPE_CHECKING:
@@ -71,35 +83,49 @@ class Result:
         return pd.DataFrame([self.strategy.to_dict() | self.metrics])
 
 
-def measure(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: bool = False) -> Result:
-    """Play ``strategy`` (by SimPy, or by the batched list schedule) and say what it means.
+class Play(NamedTuple):
+    """A strategy played: the step, what no order of its ops can beat, and what it is made of."""
 
-    Raises MoesimError when the strategy is impossible; one that does not fit in memory is played and
-    marked ``infeasible``.
+    strategy: Strategy
+    step_s: float
+    bound_s: float
+    passes: Passes
+    times: StepTimes
+    stages: StagePasses
+
+
+def play(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: bool = False) -> Play:
+    """Play ``strategy`` by SimPy (``events``) or by the batched list schedule.
+
+    ``fold`` cuts the steady phase of the micro-batches short. Raises MoesimError when the strategy is
+    impossible.
     """
-    from moesim.errors import MoesimError
-
     reason = why_not(scenario.model, scenario.cluster, scenario.workload, strategy)
     if reason is not None:
-        raise MoesimError(f"this strategy cannot run: {reason}; strategy was: {strategy.to_dict()}")
-    play: LayerPlayer = _remembering(by_events if events else batched)
+        raise MoesimError(f"this strategy cannot run: {reason} ({show(strategy)})")
     passes = passes_of(scenario, strategy)
-    stages = stage_passes(scenario, strategy, play)
+    stages = stage_passes(scenario, strategy, by_events if events else batched)
     end = ends(scenario, strategy)
     times = step_times(stages, end)
     step_s = float(step_seconds(passes, times, events=events, fold=fold))
     floor = step_times(stage_passes(scenario, strategy, bounded), end)
-    floor_s = float(step_bound(passes, floor, passes.micro_batches))
-    why = breakdown(scenario, strategy, play, stages, passes, step_s)
+    bound_s = min(step_s, float(step_bound(passes, floor, passes.micro_batches)))
+    return Play(strategy, step_s, bound_s, passes, times, stages)
+
+
+def explain(scenario: Scenario, played: Play) -> Result:
+    """What a play means."""
+    strategy, step_s = played.strategy, played.step_s
+    why = breakdown(scenario, strategy, played.stages, played.passes, step_s)
     load = experts.load(scenario, spread(scenario, pass_key(scenario, strategy))) if scenario.model.moe else None
-    found = memory(scenario.model, scenario.workload, strategy, load.imbalance if load else 1.0)
-    steady_s = float(stage_work(times, passes.micro_batches).max()) if scenario.workload.kind == "prefill" else step_s
-    metrics = _metrics(scenario, step_s, steady_s, why, found, load.imbalance if load else 1.0)
+    skew = load.imbalance if load else 1.0
+    found = memory(scenario.model, scenario.workload, strategy, skew)
+    metrics = _metrics(scenario, step_s, steady_seconds(scenario, played), why, found, skew)
     return Result(
         scenario=scenario,
         strategy=strategy,
         step_s=step_s,
-        bound_s=min(floor_s, step_s),
+        bound_s=played.bound_s,
         memory=found,
         breakdown=why,
         metrics=metrics,
@@ -110,15 +136,16 @@ def measure(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold
     )
 
 
-def _remembering(play: LayerPlayer) -> LayerPlayer:
-    known: dict[int, Any] = {}
+def measure(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: bool = False) -> Result:
+    """Play ``strategy`` and say what it means; one that does not fit in memory is marked ``infeasible``."""
+    return explain(scenario, play(scenario, strategy, events=events, fold=fold))
 
-    def once(layer_pass: Any) -> Any:
-        if id(layer_pass) not in known:
-            known[id(layer_pass)] = play(layer_pass)
-        return known[id(layer_pass)]
 
-    return once
+def steady_seconds(scenario: Scenario, played: Play) -> float:
+    """Seconds per step when steps follow one another: prefill batches fill each other's bubbles."""
+    if scenario.workload.kind != "prefill":
+        return played.step_s
+    return float(stage_work(played.times, played.passes.micro_batches).max())
 
 
 def does_not_fit(gpu: Gpu, found: Memory) -> str | None:

@@ -20,7 +20,6 @@ from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pass
 from moesim.step.play import (
     StagePasses,
     StepTimes,
-    by_class,
     ends,
     head,
     layer_counts,
@@ -134,10 +133,9 @@ class _Table:
         self.rows: dict[tuple[Key, str], int] = {}
         for candidate, frame in zip(candidates.tolist(), found.frame_of(candidates).tolist(), strict=True):
             self._row(frame, candidate - int(found.first[frame]))
-        played = play_many((one for column in self.passes for one in column), play)
         classes = max(1, len(layer_classes(found.scenario)[1]))
         self.seconds = [
-            np.stack([by_class(played[id(one)], classes) for one in column]) for column in self.passes
+            _by_class(play_many(column, play), classes) for column in self.passes
         ]  # [column][row, layer class, micro-batch class]
 
     def _columns(self) -> list[tuple[Layer, bool]]:
@@ -171,3 +169,10 @@ class _Table:
         stages = StagePasses(forward, backward, layers_per_stage(len(scenario.model.layers), strategy.pp))
         once = step_times(stages, ends(scenario, strategy))[2:]
         return StepTimes(forward, backward, *(np.broadcast_to(c, (len(rows), strategy.pp)) for c in once))
+
+
+def _by_class(seconds: FloatArray, classes: int) -> FloatArray:
+    """[row, draw] -> [row, layer class, micro-batch class]; a dense layer has one draw for all."""
+    if seconds.shape[1] == 1:
+        return np.broadcast_to(seconds[..., None], (len(seconds), classes, BATCH_CLASSES))
+    return seconds.reshape(len(seconds), classes, BATCH_CLASSES)

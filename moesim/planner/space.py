@@ -101,6 +101,9 @@ def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tup
 
 
 def _fitting(scenario: Scenario, sized: Strategy, kept: list[tuple[str, int, str]]) -> list[Strategy]:
+    least = replace(sized, recompute=kept[-1][0], zero=max(zero for _, zero, _ in kept), schedule="1f1b")
+    if not _fits(scenario, least, 1.0):
+        return []
     made = [replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept]
     balanced = [one for one in made if _fits(scenario, one, 1.0)]
     if not balanced or scenario.model.moe is None:

@@ -13,7 +13,7 @@ A *group* stream holds collectives: one starts when the last rank is ready and e
 """
 
 from moesim.program.layer import LayerShape, backward_layer, forward_layer
-from moesim.program.ops import RANK_STREAMS, Builder, Op, Program, across
+from moesim.program.ops import RANK_STREAMS, Builder, Op, Program
 from moesim.program.pipeline import Passes, pipeline
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Op",
     "Passes",
     "Program",
-    "across",
     "backward_layer",
     "forward_layer",
     "pipeline",

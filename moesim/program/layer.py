@@ -8,14 +8,13 @@ Forward of an MoE layer in two chunks, overlap "chunked" (D dispatch, E experts,
 With overlap "none" every op waits for the one before it.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from moesim.program.ops import Builder, Program
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerShape:
+class LayerShape(NamedTuple):
     """Which ops a layer pass has; durations come later."""
 
     moe: bool

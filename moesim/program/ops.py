@@ -11,16 +11,12 @@ class Op(NamedTuple):
     name: str  # what it is: "dispatch", "experts", "forward", …
     stream: str
     waits: tuple[int, ...]  # indices of the earlier ops whose results it needs
+    across: tuple[int, ...]  # those of them on other streams; on its own stream the order suffices
     chunk: int  # chunk of the all-to-all, or micro-batch
     key: str  # where its duration is found; the name, unless durations differ among ops of one name
 
 
 Program = tuple[Op, ...]
-
-
-def across(program: Program, op: Op) -> tuple[int, ...]:
-    """The ops on other streams that ``op`` waits for; on its own stream the order suffices."""
-    return tuple(index for index in op.waits if program[index].stream != op.stream)
 
 
 class Builder:
@@ -34,7 +30,8 @@ class Builder:
         index = len(self.ops)
         if self.serial and index:
             waits = (*waits, index - 1)
-        self.ops.append(Op(name, stream, tuple(sorted(set(waits))), chunk, key or name))
+        across = tuple(i for i in waits if self.ops[i].stream != stream)
+        self.ops.append(Op(name, stream, waits, across, chunk, key or name))
         return index
 
     def program(self) -> Program:

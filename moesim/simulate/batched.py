@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from moesim.cost import FloatArray
-from moesim.program import RANK_STREAMS, Program, across
+from moesim.program import RANK_STREAMS, Program
 
 
 def play_batched(program: Program, durations: Mapping[str, FloatArray]) -> FloatArray:
@@ -19,7 +19,7 @@ def play_batched(program: Program, durations: Mapping[str, FloatArray]) -> Float
     zero = np.zeros(1)
     for op in program:
         start = free.get(op.stream, zero)
-        for index in across(program, op):
+        for index in op.across:
             start = np.maximum(start, ends[index])
         end = start + durations[op.key]
         free[op.stream] = end

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import simpy
 
-from moesim.program import RANK_STREAMS, Op, Program, across
+from moesim.program import RANK_STREAMS, Op, Program
 from moesim.timeline import Span
 
 
@@ -24,7 +24,7 @@ class Played(NamedTuple):
 def play_events(program: Program, durations: Mapping[str, Sequence[float]]) -> Played:
     """Play once. ``durations[name]`` lists seconds per rank class, one entry on a group stream."""
     env = simpy.Environment()
-    waited_for = {index for op in program for index in across(program, op)}
+    waited_for = {index for op in program for index in op.across}
     done = {index: env.event() for index in waited_for}
     lanes = _lanes(program, durations)
     left = {index: len(durations[program[index].key]) for index in waited_for}
@@ -38,13 +38,13 @@ def play_events(program: Program, durations: Mapping[str, Sequence[float]]) -> P
 
 class _Lane(NamedTuple):
     rank: int
-    ops: list[tuple[int, Op, tuple[int, ...]]]  # index, op, ops on other streams that it waits for
+    ops: list[tuple[int, Op]]
 
 
 def _lanes(program: Program, durations: Mapping[str, Sequence[float]]) -> list[_Lane]:
-    streams: dict[str, list[tuple[int, Op, tuple[int, ...]]]] = {}
+    streams: dict[str, list[tuple[int, Op]]] = {}
     for index, op in enumerate(program):
-        streams.setdefault(op.stream, []).append((index, op, across(program, op)))
+        streams.setdefault(op.stream, []).append((index, op))
     lanes = []
     for stream, ops in streams.items():
         ranks = len(durations[ops[0][1].key]) if stream in RANK_STREAMS else 1
@@ -61,8 +61,8 @@ def _stream(
     spans: list[Span],
 ) -> Generator[Any, Any, None]:
     """One rank's share of one stream: wait for the others, work, tell those who wait."""
-    for index, op, others in lane.ops:
-        for other in others:
+    for index, op in lane.ops:
+        for other in op.across:
             if not done[other].processed:
                 yield done[other]
         start_s = env.now

@@ -18,7 +18,7 @@ import numpy as np
 from moesim.cost import Basis, FloatArray
 from moesim.program import RANK_STREAMS, Passes
 from moesim.step.experts import class_weights
-from moesim.step.layers import LayerPlayer
+from moesim.step.layers import batched
 from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
 from moesim.step.play import Ends, StagePasses, by_class, ends, head, layer_counts, step_seconds, step_times
 from moesim.step.price import NOTHING, Price
@@ -64,7 +64,7 @@ class _Ledger:
 
 
 def breakdown(
-    scenario: Scenario, strategy: Strategy, play: LayerPlayer, stages: StagePasses, passes: Passes, step_s: float
+    scenario: Scenario, strategy: Strategy, stages: StagePasses, passes: Passes, step_s: float
 ) -> Breakdown:
     """Explain ``step_s``, the seconds of a step whose stage passes took ``stages``."""
     turns = np.bincount(np.arange(passes.micro_batches) % BATCH_CLASSES, minlength=BATCH_CLASSES)
@@ -73,9 +73,9 @@ def breakdown(
     key = pass_key(scenario, strategy)
     for layer, count in layer_counts(scenario, strategy.pp).items():
         times = count[stage][:, None] * turns  # [layer class, micro-batch class]
-        _add_pass(ledger, forward_pass(scenario, layer, key), times, play, strategy.ep)
+        _add_pass(ledger, forward_pass(scenario, layer, key), times, strategy.ep)
         if scenario.workload.trains:
-            _add_pass(ledger, backward_pass(scenario, layer, key, strategy.recompute), times, play, strategy.ep)
+            _add_pass(ledger, backward_pass(scenario, layer, key, strategy.recompute), times, strategy.ep)
     if stage == strategy.pp - 1:
         for backward in (False, True)[: 1 + scenario.workload.trains]:
             one = head(scenario, strategy, backward=backward)
@@ -91,14 +91,14 @@ def breakdown(
     )
 
 
-def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, play: LayerPlayer, ranks: int) -> None:
+def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) -> None:
     """A layer pass, ``times[layer class, micro-batch class]`` over."""
     counts = Counter(op.key for op in one.program)
     streams = {op.key: op.stream for op in one.program}
-    ended = float((by_class(play(one), len(times)) * times).sum())
+    ended = float((by_class(batched(one), len(times)) * times).sum())
     computed, moved = 0.0, []
     for name, count in counts.items():
-        priced = one.prices[name]
+        priced = one.price(name)
         slowest = float((by_class(priced.seconds.max(axis=1), len(times)) * times).sum()) * count
         if streams[name] not in RANK_STREAMS:
             moved.append((priced, slowest))

@@ -3,14 +3,14 @@
 Passes of one program differ only in their durations, so they are stacked and played together.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from moesim.cost import FloatArray
 from moesim.program import RANK_STREAMS, Program
 from moesim.simulate import Played, lower_bound, play_batched, play_events
-from moesim.step.passes import LayerPass
+from moesim.step.passes import LayerPass, Prices
 
 Play = Callable[[Program, Mapping[str, FloatArray]], FloatArray]
 LayerPlayer = Callable[[LayerPass], FloatArray]  # -> [draw] seconds
@@ -18,12 +18,12 @@ LayerPlayer = Callable[[LayerPass], FloatArray]  # -> [draw] seconds
 
 def seconds_of(layer_pass: LayerPass) -> dict[str, FloatArray]:
     """Durations by op name: [draw, rank class]."""
-    return {name: one.seconds for name, one in layer_pass.prices.items()}
+    return {op.key: layer_pass.price(op.key).seconds for op in layer_pass.program}
 
 
 def draws_of(layer_pass: LayerPass) -> int:
     """Draws that the pass distinguishes; 1 where routing does not matter."""
-    return max(len(one.seconds) for one in layer_pass.prices.values())
+    return len(layer_pass.moved["experts"].seconds) if layer_pass.moved else 1
 
 
 def batched(layer_pass: LayerPass) -> FloatArray:
@@ -44,7 +44,7 @@ def by_events(layer_pass: LayerPass) -> FloatArray:
 def play_draw(layer_pass: LayerPass, draw: int) -> Played:
     """One draw played by SimPy, with its spans."""
     names = {op.key: op.stream for op in layer_pass.program}
-    rows = {name: layer_pass.prices[name].seconds for name in names}
+    rows = {name: layer_pass.price(name).seconds for name in names}
     ranks = max(row.shape[1] for row in rows.values())
     durations = {}
     for name, row in rows.items():
@@ -58,30 +58,38 @@ def _all_draws(play: Play, layer_pass: LayerPass) -> FloatArray:
     return np.broadcast_to(np.atleast_1d(ends), (draws_of(layer_pass),))
 
 
-def play_many(layer_passes: Iterable[LayerPass], play: Play) -> dict[int, FloatArray]:
-    """[draw] seconds of many passes, by the identity of the pass; programs played once each."""
-    by_program: dict[tuple[int, int], list[LayerPass]] = {}
-    for one in {id(p): p for p in layer_passes}.values():
-        by_program.setdefault((id(one.program), draws_of(one)), []).append(one)
-    played: dict[int, FloatArray] = {}
-    for same in by_program.values():
-        ends = play(same[0].program, _stack(same))
-        for one, end in zip(same, np.broadcast_to(ends, (len(same), draws_of(same[0]))), strict=True):
-            played[id(one)] = end
-    return played
+def play_many(layer_passes: Sequence[LayerPass], play: Play) -> FloatArray:
+    """Seconds of many passes, [pass, draw]; those of one program are played together.
+
+    Passes that distinguish fewer draws than the others repeat their first one.
+    """
+    draws = max(draws_of(one) for one in layer_passes)
+    ends = np.empty((len(layer_passes), draws))
+    by_program: dict[int, list[int]] = {}
+    for number, one in enumerate(layer_passes):
+        by_program.setdefault(id(one.program), []).append(number)
+    for numbers in by_program.values():
+        same = [layer_passes[number] for number in numbers]
+        ends[numbers] = play(same[0].program, _stack(same))
+    return ends
 
 
 def _stack(same: Sequence[LayerPass]) -> dict[str, FloatArray]:
     """Durations [pass, draw, 1] of passes that share a program.
 
     The slowest rank stands for all: it is the same rank in every chunk, and every collective waits for it.
+    Most passes share their prices, which are stacked once each.
     """
-    draws = draws_of(same[0])
+    fixed, moved = _numbered([one.fixed for one in same]), _numbered([one.moved for one in same])
     stacked = {}
     for name in dict.fromkeys(op.key for op in same[0].program):
-        prices = [one.prices[name] for one in same]
-        rows = {id(one): one for one in prices}  # most passes share their prices
-        place = {identity: row for row, identity in enumerate(rows)}
-        slowest = [np.broadcast_to(one.seconds.max(axis=1), draws) for one in rows.values()]
-        stacked[name] = np.stack(slowest)[[place[id(one)] for one in prices], :, None]
+        tables, place = moved if name in same[0].moved else fixed
+        stacked[name] = np.array([prices[name].slowest for prices in tables])[place, :, None]
     return stacked
+
+
+def _numbered(many: Sequence[Prices]) -> tuple[list[Prices], list[int]]:
+    """The different price lists, and which of them each pass has."""
+    different = {id(one): one for one in many}
+    number = {identity: place for place, identity in enumerate(different)}
+    return list(different.values()), [number[id(one)] for one in many]

@@ -18,10 +18,15 @@ Prices = dict[str, Price]
 
 
 class LayerPass(NamedTuple):
-    """One direction through one layer."""
+    """One direction through one layer. Passes that exchange tokens alike share ``moved``, the others ``fixed``."""
 
     program: Program
-    prices: Prices
+    fixed: Prices  # everything but the routed experts and their all-to-all
+    moved: Prices
+
+    def price(self, name: str) -> Price:
+        """The price of an op by its key."""
+        return self.moved[name] if name in self.moved else self.fixed[name]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,23 +93,31 @@ def splits_tokens(scenario: Scenario, tp: int, expert_gpus: int) -> bool:
     return scenario.workload.trains or tp == 1 or not replicates
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=131072)
 def forward_pass(scenario: Scenario, layer: Layer, key: Key) -> LayerPass:
     """Ops and prices of the forward pass."""
     key = _relevant(layer, key)
-    return LayerPass(forward_layer(_shape(scenario, layer, key)), _forward_prices(scenario, layer, key))
+    program = forward_layer(_shape(scenario, layer, key))
+    return LayerPass(program, _fixed(scenario, layer, _without_variant(key), "forward"), _moved_by(scenario, layer, key, False))
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=131072)
 def backward_pass(scenario: Scenario, layer: Layer, key: Key, recompute: str) -> LayerPass:
     """Ops and prices of the backward pass, recomputation included."""
     key = _relevant(layer, key)
-    prices = _backward_prices(scenario, layer, key)
-    if recompute == "full":
-        prices = prices | _forward_prices(scenario, layer, key)
-    elif recompute == "selective":
-        prices = prices | {"recompute": _selective(scenario, layer, key)}
-    return LayerPass(backward_layer(_shape(scenario, layer, key), recompute=recompute), prices)
+    program = backward_layer(_shape(scenario, layer, key), recompute=recompute)
+    return LayerPass(program, _fixed(scenario, layer, _without_variant(key), recompute), _moved_by(scenario, layer, key, True))
+
+
+@lru_cache(maxsize=16384)
+def _fixed(scenario: Scenario, layer: Layer, key: Key, what: str) -> Prices:
+    """Prices that do not depend on how tokens are exchanged; ``what`` is "forward" or a way to recompute."""
+    if what == "forward":
+        return _fixed_prices(scenario, layer, key, False)
+    prices = _fixed_prices(scenario, layer, key, True)
+    if what == "full":
+        return _fixed_prices(scenario, layer, key, False) | prices
+    return prices | {"recompute": _selective(scenario, layer, key)} if what == "selective" else prices
 
 
 def _relevant(layer: Layer, key: Key) -> Key:
@@ -146,29 +159,6 @@ def spread(scenario: Scenario, key: Key) -> Spread:
         placement=key.placement,
         capacity_factor=key.capacity_factor,
     )
-
-
-@lru_cache(maxsize=65536)
-def _forward_prices(scenario: Scenario, layer: Layer, key: Key) -> Prices:
-    prices = _fixed_prices(scenario, layer, _without_variant(key), False)
-    if not layer.is_moe:
-        return prices
-    return prices | _moved(scenario, key, "dispatch", "combine", False) | {
-        "experts": experts.experts(scenario, layer, spread(scenario, key), key.chunks)
-    }  # fmt: skip
-
-
-@lru_cache(maxsize=65536)
-def _backward_prices(scenario: Scenario, layer: Layer, key: Key) -> Prices:
-    prices = _fixed_prices(scenario, layer, _without_variant(key), True)
-    if not layer.is_moe:
-        return prices
-    forward = experts.experts(scenario, layer, spread(scenario, key), key.chunks)
-    gradient = experts.backward_of(forward)
-    return prices | _moved(scenario, key, "combine grad", "dispatch grad", True) | {
-        "experts grad": gradient,
-        "experts weight grad": gradient,
-    }  # fmt: skip
 
 
 def _without_variant(key: Key) -> Key:
@@ -231,19 +221,35 @@ def _sharded(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     }
 
 
-def _moved(scenario: Scenario, key: Key, there: str, home: str, backward: bool) -> Prices:
-    """All-to-all there and home; a gradient goes there as a dispatch does, and home as a combine."""
-    spread_ = spread(scenario, key)
-    prices: Prices = {}
-    if key.all_to_all != "none":
-        for name, way in ((there, "dispatch"), (home, "combine")):
-            prices[name] = experts.exchange(
-                scenario, spread_, key.ep_group, key.all_to_all, key.chunks, way,
-                experts.row_bytes(scenario, way, backward),
-            )  # fmt: skip
-    if key.etp > 1 and _splits(scenario, key):
-        prices["etp gather"] = experts.etp_exchange(scenario, spread_, key.etp_group, key.chunks, True)
-        prices["etp scatter"] = experts.etp_exchange(scenario, spread_, key.etp_group, key.chunks, False)
+def _moved_by(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Prices:
+    """Prices of the routed experts and of the exchange that feeds them."""
+    if not layer.is_moe:
+        return {}
+    etp = key.etp_group if key.etp > 1 and _splits(scenario, key) else None
+    return _moved(scenario, layer, spread(scenario, key), key.all_to_all, key.chunks, key.ep_group, etp, backward)
+
+
+@lru_cache(maxsize=16384)
+def _moved(
+    scenario: Scenario, layer: Layer, spread_: Spread, algorithm: str, chunks: int, ep: Group, etp: Group | None,
+    backward: bool,
+) -> Prices:  # fmt: skip
+    """A gradient goes to the experts as a dispatch does, and home as a combine. The backward pass may
+    recompute the forward one: it has the prices of both."""
+    forward = experts.experts(scenario, layer, spread_, chunks)
+    prices: Prices = {"experts": forward}
+    ways = [("dispatch", "dispatch", False), ("combine", "combine", False)]
+    if backward:
+        gradient = experts.backward_of(forward)
+        prices |= {"experts grad": gradient, "experts weight grad": gradient}
+        ways += [("combine grad", "dispatch", True), ("dispatch grad", "combine", True)]
+    if algorithm != "none":
+        for name, way, is_gradient in ways:
+            size = experts.row_bytes(scenario, way, is_gradient)
+            prices[name] = experts.exchange(scenario, spread_, ep, algorithm, chunks, way, size)
+    if etp is not None:
+        prices["etp gather"] = experts.etp_exchange(scenario, spread_, etp, chunks, True)
+        prices["etp scatter"] = experts.etp_exchange(scenario, spread_, etp, chunks, False)
     return prices
 
 

@@ -266,7 +266,7 @@ def step_seconds(passes: Passes, times: StepTimes, *, events: bool, fold: bool =
     if short != passes:
         less = replace(short, micro_batches=short.micro_batches - BATCH_CLASSES)
         rounds = (passes.micro_batches - short.micro_batches) / BATCH_CLASSES
-        end_s = end_s + rounds * (end_s - play(less, durations))
+        end_s = end_s + rounds * (_end_by_list(short, durations) - _end_by_list(less, durations))
     return end_s
 
 

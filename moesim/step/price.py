@@ -17,6 +17,12 @@ class Price(NamedTuple):
     sources: frozenset[str]
 
 
+    @property
+    def slowest(self) -> FloatArray:
+        """[draw] seconds of the slowest rank."""
+        return np.asarray(self.seconds.max(axis=1))
+
+
 NOTHING = Price(np.zeros((1, 1)), 0.0, ESTIMATED, "none", frozenset())
 
 
