@@ -177,7 +177,7 @@ class Model:
     @property
     def moe(self) -> Experts | None:
         """The experts of the first MoE layer; None for a dense model."""
-        return next((layer.ffn for layer in self.layers if isinstance(layer.ffn, Experts)), None)
+        return next((kind.layer.ffn for kind in self.layer_kinds() if isinstance(kind.layer.ffn, Experts)), None)
 
     @property
     def moe_layers(self) -> int:

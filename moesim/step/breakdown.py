@@ -99,7 +99,7 @@ def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) ->
     computed, moved = 0.0, []
     for name, count in counts.items():
         priced = one.price(name)
-        slowest = float((by_class(priced.seconds.max(axis=1), len(times)) * times).sum()) * count
+        slowest = float((by_class(priced.slowest, len(times)) * times).sum()) * count
         if streams[name] not in RANK_STREAMS:
             moved.append((priced, slowest))
             continue

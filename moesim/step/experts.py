@@ -102,7 +102,8 @@ def experts(scenario: Scenario, layer: Layer, spread: Spread, chunks: int) -> Pr
         scenario.workload.dtype, top_k=ffn.top_k, gated=ffn.gated,
     )  # fmt: skip
     one = price("experts", seconds)
-    return one._replace(seconds=_rank_classes(one.seconds))
+    classes = _rank_classes(one.seconds)
+    return one._replace(seconds=classes, slowest=classes.max(axis=1))
 
 
 def _rank_classes(seconds: FloatArray) -> FloatArray:

@@ -48,6 +48,7 @@ class Key:
     cp_group: Group
     ep_group: Group
     etp_group: Group
+    splits: bool  # tensor-parallel ranks split the tokens between blocks: see ``splits_tokens``
     dp_group: Group
     expert_group: Group
     all_to_all: str  # "none": nothing is dispatched
@@ -73,12 +74,13 @@ def pass_key(scenario: Scenario, strategy: Strategy) -> Key:
     g = groups(strategy, scenario.cluster)
     alone = Group(size=1, per_node=1)
     shards = scenario.workload.trains and strategy.zero > 1
-    dispatches = strategy.ep > 1 and splits_tokens(scenario, strategy.tp, strategy.ep * strategy.etp)
+    splits = splits_tokens(scenario, strategy.tp, strategy.ep * strategy.etp)
     return _key(
         strategy.tp, strategy.cp, strategy.micro_batch, strategy.ep, strategy.etp,
         strategy.zero if shards else 0, strategy.capacity_factor,
-        g["tp"], g["cp"], g["ep"], g["etp"], g["dp"] if shards else alone, g["expert_dp"] if shards else alone,
-        strategy.all_to_all if dispatches else "none", strategy.chunks, strategy.overlap, strategy.placement,
+        g["tp"], g["cp"], g["ep"], g["etp"], splits,
+        g["dp"] if shards else alone, g["expert_dp"] if shards else alone,
+        strategy.all_to_all if strategy.ep > 1 and splits else "none", strategy.chunks, strategy.overlap, strategy.placement,
     )  # fmt: skip
 
 
@@ -134,28 +136,23 @@ def _shape(scenario: Scenario, layer: Layer, key: Key) -> LayerShape:
         tp=key.tp > 1,
         cp=key.cp > 1,
         ep=layer.is_moe and key.all_to_all != "none",
-        etp=layer.is_moe and key.etp > 1 and _splits(scenario, key),
+        etp=layer.is_moe and key.etp > 1 and key.splits,
         shared=bool(getattr(ffn, "shared_width", 0)),
-        replicated=not _splits(scenario, key),
+        replicated=not key.splits,
         gathers_weights=key.zero == 3,
         reduces_gradients=key.zero >= 2,
     )
-
-
-def _splits(scenario: Scenario, key: Key) -> bool:
-    return splits_tokens(scenario, key.tp, key.ep * key.etp)
 
 
 @lru_cache(maxsize=8192)
 def spread(scenario: Scenario, key: Key) -> Spread:
     """Where the tokens of the experts come from."""
     per_tp_group = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
-    splits = _splits(scenario, key)
     return Spread(
         ep=key.ep,
         etp=key.etp,
-        sources=key.ep if splits else 1,
-        tokens=per_tp_group / key.tp * key.etp if splits else per_tp_group,
+        sources=key.ep if key.splits else 1,
+        tokens=per_tp_group / key.tp * key.etp if key.splits else per_tp_group,
         placement=key.placement,
         capacity_factor=key.capacity_factor,
     )
@@ -187,7 +184,7 @@ def _fixed_prices(scenario: Scenario, layer: Layer, key: Key, backward: bool) ->
 def _own_tokens(scenario: Scenario, key: Key) -> float:
     """Tokens one GPU routes."""
     tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
-    return tokens / key.tp if _splits(scenario, key) else tokens
+    return tokens / key.tp if key.splits else tokens
 
 
 def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
@@ -195,9 +192,8 @@ def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
     prices: Prices = {}
     if key.tp > 1:
-        splits = _splits(scenario, key)
-        prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=splits)
-        if splits:
+            prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
+        if key.splits:
             prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
     if key.cp > 1:
         exchange = blocks.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
@@ -225,7 +221,7 @@ def _moved_by(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Pri
     """Prices of the routed experts and of the exchange that feeds them."""
     if not layer.is_moe:
         return {}
-    etp = key.etp_group if key.etp > 1 and _splits(scenario, key) else None
+    etp = key.etp_group if key.etp > 1 and key.splits else None
     return _moved(scenario, layer, spread(scenario, key), key.all_to_all, key.chunks, key.ep_group, etp, backward)
 
 

@@ -11,19 +11,14 @@ class Price(NamedTuple):
     """``seconds[draw, rank]``; either axis may be 1."""
 
     seconds: FloatArray
+    slowest: FloatArray  # [draw] seconds of the slowest rank
     error: float  # half-width of the 90 % band, relative
     basis: Basis
     family: str  # errors are alike inside a family and independent between families
     sources: frozenset[str]
 
 
-    @property
-    def slowest(self) -> FloatArray:
-        """[draw] seconds of the slowest rank."""
-        return np.asarray(self.seconds.max(axis=1))
-
-
-NOTHING = Price(np.zeros((1, 1)), 0.0, ESTIMATED, "none", frozenset())
+NOTHING = Price(np.zeros((1, 1)), np.zeros(1), 0.0, ESTIMATED, "none", frozenset())
 
 
 def price(family: str, *costs: Cost, times: float = 1.0) -> Price:
@@ -33,6 +28,7 @@ def price(family: str, *costs: Cost, times: float = 1.0) -> Price:
     errors = [_error(cost) for cost in costs]
     return Price(
         seconds,
+        seconds.max(axis=1),
         _mean(errors, weights),
         Basis(*(_mean([cost.basis[i] for cost in costs], weights) for i in range(3))),
         family,
@@ -43,8 +39,10 @@ def price(family: str, *costs: Cost, times: float = 1.0) -> Price:
 def both(first: Price, second: Price) -> Price:
     """Two prices one after the other."""
     weights = [float(first.seconds.mean()), float(second.seconds.mean())]
+    seconds = first.seconds + second.seconds
     return Price(
-        first.seconds + second.seconds,
+        seconds,
+        seconds.max(axis=1),
         _mean([first.error, second.error], weights),
         Basis(*(_mean([first.basis[i], second.basis[i]], weights) for i in range(3))),
         first.family,
@@ -54,7 +52,10 @@ def both(first: Price, second: Price) -> Price:
 
 def scaled(one: Price, factor: FloatArray | float, *, basis: Basis | None = None, error: float = 0.0) -> Price:
     """``factor`` times as long, on another ``basis`` and with a wider band if given."""
-    return one._replace(seconds=one.seconds * factor, basis=basis or one.basis, error=max(one.error, error))
+    seconds = one.seconds * factor
+    return one._replace(
+        seconds=seconds, slowest=seconds.max(axis=1), basis=basis or one.basis, error=max(one.error, error)
+    )
 
 
 def _two_axes(seconds: FloatArray) -> FloatArray:

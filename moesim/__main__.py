@@ -1,0 +1,5 @@
+"""``python -m moesim``."""
+
+from moesim.cli import run
+
+run()

@@ -1,5 +1,0 @@
-"""One function per command."""
-
-
-def main() -> None:
-    """Entry point."""

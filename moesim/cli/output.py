@@ -1,0 +1,55 @@
+"""How answers leave: one JSON document, tables for people, a bar when it takes longer than a second."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import click
+
+Advance = Callable[[str, float], None]
+
+
+def print_json(document: Any) -> None:
+    """One document on stdout. Floats keep their digits; nan and infinity do not occur."""
+    click.echo(json.dumps(document, allow_nan=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people; numbers are right-aligned by the caller's text."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(120, console.width))
+    console.print(table)
+
+
+@contextmanager
+def progress() -> Iterator[Advance]:
+    """A bar on stderr that appears after a second; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True)
+    task = bar.add_task("", total=1.0)
+    started_s = monotonic()
+
+    def advance(what: str, share: float) -> None:
+        bar.update(task, description=what, completed=share)
+        if console.is_terminal and monotonic() - started_s > 1.0:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
