@@ -32,6 +32,7 @@ class Breakdown(NamedTuple):
     """``seconds`` by family add up to the step; ``error`` is the relative half-width of its 90 % band."""
 
     seconds: dict[str, float]
+    errors: dict[str, float]  # relative half-width of each family's seconds
     error: float
     basis: Basis
     sources: tuple[str, ...]
@@ -47,13 +48,15 @@ class _Ledger:
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()  # seconds of half-width
+        self.busy: Counter[str] = Counter()  # hidden or not
         self.basis = np.zeros(3)
         self.sources: Counter[str] = Counter()
 
     def rest_on(self, one: Price, seconds: float) -> None:
         """``seconds`` of work, hidden or not, were priced by ``one``."""
         self.errors[one.family] += seconds * one.error
+        self.busy[one.family] += seconds
         self.basis += seconds * np.array(one.basis)
         for source in one.sources:
             self.sources[source] += seconds
@@ -85,6 +88,7 @@ def breakdown(
     priced = float(ledger.basis.sum())
     return Breakdown(
         seconds={family: s for family, s in ledger.seconds.items() if s > 0},
+        errors={family: e / ledger.busy[family] for family, e in ledger.errors.items() if ledger.busy[family] > 0},
         error=sqrt(sum(e**2 for e in ledger.errors.values())) / max(total, priced, 1e-30),
         basis=Basis(*(ledger.basis / priced).tolist()) if priced > 0 else Basis(0.0, 0.0, 1.0),
         sources=tuple(source for source, seconds in ledger.sources.most_common() if seconds > 0),

@@ -192,7 +192,7 @@ def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
     prices: Prices = {}
     if key.tp > 1:
-            prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
+        prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
         if key.splits:
             prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
     if key.cp > 1:

@@ -1,0 +1,128 @@
+"""What ``--out`` and ``--plot`` leave behind: report, tables and pictures, each written whole or not at all."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moesim.errors import MoesimError
+from moesim.memory import memory
+from moesim.metrics import FULL, Result
+from moesim.planner.plan import Plan
+from moesim.planner.why import short
+from moesim.report import nothing_feasible, question, recommendation
+from moesim.step.trace import layer_spans, step_spans
+from moesim.timeline import to_frame, write_json, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_DRAWN = 20_000  # candidates in the plot
+
+
+def write_plan(found: Plan, document: dict[str, Any], out: Path) -> None:
+    """report.md, plan.json; with results also configurations, candidates, breakdown and timeline."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MoesimError(f"cannot make the folder {out}: {error.strerror}; give another --out") from None
+    write_json(out / "plan.json", document)
+    words = recommendation(found) if found.results else nothing_feasible(found.infeasible)
+    text = "\n\n".join([f"# {question(found.scenario)}", *words]) + "\n"
+    write_whole(out / "report.md", lambda path: path.write_text(text))
+    if not found.results:
+        return
+    from moesim.plots import save_table
+
+    save_table(found.to_frame(), out / "configurations.csv")
+    draw_candidates(found, out / "candidates.png")
+    draw_breakdown(found, out / "breakdown.png")
+    draw_timeline(found.results[0], out / "timeline.png")
+    draw_layer(found.results[0], out / "layer.png")
+
+
+def candidates_frame(found: Plan) -> "pd.DataFrame":
+    """One row per drawn candidate: memory, speed, how far it was priced, band of the ranked ones."""
+    import pandas as pd
+
+    tokens = found.scenario.workload.tokens / found.scenario.cluster.gpus
+    order = np.argsort(found.candidates.bound_s, kind="stable")
+    drawn = order if len(order) <= MOST_DRAWN else order[np.linspace(0, len(order) - 1, MOST_DRAWN).astype(int)]
+    rows = []
+    for number in drawn.tolist():
+        strategy = found.candidates.screen.strategy(number)
+        listed = found.candidates.listed_s[number]
+        seconds = listed if np.isfinite(listed) else found.candidates.bound_s[number]
+        rows.append(
+            {
+                "memory_bytes_per_gpu": memory(found.scenario.model, found.scenario.workload, strategy).total,
+                "tokens_per_s_per_gpu": tokens / seconds,
+                "state": "batched" if np.isfinite(listed) else "bound",
+                "low": np.nan, "high": np.nan, "label": "",
+            }  # fmt: skip
+        )
+    return pd.concat([pd.DataFrame(rows), _played_frame(found, tokens)], ignore_index=True)
+
+
+def _played_frame(found: Plan, tokens: float) -> "pd.DataFrame":
+    import pandas as pd
+
+    bands = {result.strategy: result.interval["tokens_per_s_per_gpu"] for result in found.results}
+    rows = []
+    for play in found.played:
+        low, high = bands.get(play.strategy) or (np.nan, np.nan)
+        rows.append(
+            {
+                "memory_bytes_per_gpu": memory(found.scenario.model, found.scenario.workload, play.strategy).total,
+                "tokens_per_s_per_gpu": tokens / play.step_s,
+                "state": "played", "low": low, "high": high, "label": short(play.strategy),
+            }  # fmt: skip
+        )
+    return pd.DataFrame(rows)
+
+
+def draw_candidates(found: Plan, path: Path) -> None:
+    """All candidates over memory and speed."""
+    from moesim import plots
+
+    frame = candidates_frame(found)
+    picture, ax = plots.figure()
+    limit = FULL * found.scenario.cluster.gpu.memory_bytes
+    plots.candidates(frame, ax, memory_limit_bytes=limit, winner=short(found.results[0].strategy))
+    plots.save(picture, path)
+    plots.save_table(frame, path)
+
+
+def draw_breakdown(found: Plan, path: Path) -> None:
+    """Where the time of the ranked strategies goes."""
+    import pandas as pd
+
+    from moesim import plots
+
+    frame = pd.DataFrame([{"label": short(r.strategy)} | r.breakdown.seconds for r in found.results]).fillna(0.0)
+    picture, ax = plots.figure(rows=len(frame))
+    plots.breakdown(frame, ax)
+    plots.save(picture, path)
+    plots.save_table(frame, path)
+
+
+def draw_timeline(result: Result, path: Path) -> None:
+    """The pipeline of a played step."""
+    from moesim import plots
+
+    frame = to_frame(step_spans(result.scenario, result.strategy))
+    picture, ax = plots.figure(rows=result.strategy.pp)
+    plots.timeline(frame, ax)
+    plots.save(picture, path)
+    plots.save_table(frame, path)
+
+
+def draw_layer(result: Result, path: Path) -> None:
+    """One layer pass on its streams."""
+    from moesim import plots
+
+    frame = to_frame(layer_spans(result.scenario, result.strategy))
+    picture, ax = plots.figure()
+    plots.layer_timeline(frame, ax)
+    plots.save(picture, path)
+    plots.save_table(frame, path)

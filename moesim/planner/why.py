@@ -1,0 +1,120 @@
+"""Why the winner: what bounds it, what the runner-up loses, what would change the answer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import sqrt
+from typing import Final, NamedTuple
+
+from moesim.cluster import Link
+from moesim.metrics import Result, measure
+from moesim.planner.plan import Plan
+from moesim.routing import parse_routing
+from moesim.step.scenario import Scenario
+from moesim.strategy import Strategy
+
+NAMES: Final = {
+    "experts": "expert GEMMs",
+    "attention": "attention with its projections",
+    "dense": "dense and shared GEMMs, embedding and head",
+    "gate": "routing and permutation",
+    "imbalance": "waiting for the busiest experts",
+    "all-to-all": "exposed all-to-all",
+    "tp": "exposed tensor-parallel collectives",
+    "cp": "exposed context-parallel collectives",
+    "etp": "exposed expert-tensor-parallel collectives",
+    "dp": "exposed gradient and weight traffic",
+    "pp": "exposed pipeline transfers",
+    "bubble": "pipeline bubble",
+    "optimizer": "optimizer",
+}
+SHORT: Final = ("tp", "pp", "ep", "etp", "cp", "dp")
+
+
+class Change(NamedTuple):
+    """A what-if and the ranking that follows from it."""
+
+    what: str
+    best: Strategy
+    same: bool  # the winner stays the winner
+    speedup: float  # the winner's step before over its step after
+    gain: float  # of the new best over the old winner, after the change; 0 when it stays
+
+
+def bounds_it(result: Result) -> list[tuple[str, float]]:
+    """Families of the step with their shares, largest first."""
+    shares = sorted(result.breakdown.seconds.items(), key=lambda item: -item[1])
+    return [(NAMES.get(family, family), seconds / result.step_s) for family, seconds in shares if seconds > 0]
+
+
+class Loss(NamedTuple):
+    """What a result loses against another one."""
+
+    share: float  # of the better one's step
+    families: list[tuple[str, float]]  # seconds more, largest first
+    separable: bool  # the difference exceeds its own 90 % uncertainty
+
+
+def loses(other: Result, winner: Result) -> Loss:
+    """Where ``other`` is slower; errors that both share cancel."""
+    mine, theirs = winner.breakdown.seconds, other.breakdown.seconds
+    more = {family: theirs.get(family, 0.0) - mine.get(family, 0.0) for family in mine | theirs}
+    errors = winner.breakdown.errors | other.breakdown.errors
+    doubt_s = sqrt(sum((seconds * errors.get(family, 0.0)) ** 2 for family, seconds in more.items()))
+    slower_s = other.step_s - winner.step_s
+    return Loss(
+        share=slower_s / winner.step_s,
+        families=sorted(((NAMES.get(f, f), s) for f, s in more.items() if s > 0), key=lambda item: -item[1]),
+        separable=slower_s > doubt_s,
+    )
+
+
+def changes(plan: Plan) -> list[Change]:
+    """Rank the plan's results again under each what-if, by the list schedule."""
+    if len(plan.results) < 2:
+        return []
+    return [_ranked_under(plan, what, change(plan.scenario)) for what, change in _what_ifs(plan.scenario).items()]
+
+
+def _ranked_under(plan: Plan, what: str, scenario: Scenario) -> Change:
+    strategies = [result.strategy for result in plan.results]
+    seconds = [measure(scenario, strategy, events=False, fold=True).step_s for strategy in strategies]
+    best = min(range(len(seconds)), key=seconds.__getitem__)
+    return Change(
+        what=what,
+        best=strategies[best],
+        same=best == 0,
+        speedup=plan.results[0].step_s / seconds[0],
+        gain=seconds[0] / seconds[best] - 1.0,
+    )
+
+
+def _what_ifs(scenario: Scenario) -> dict[str, Callable[[Scenario], Scenario]]:
+    found: dict[str, Callable[[Scenario], Scenario]] = {}
+    if scenario.cluster.nodes > 1:
+        found["network between nodes twice as fast"] = lambda s: _with_scale_out(s, 2.0)
+        found["network between nodes half as fast"] = lambda s: _with_scale_out(s, 0.5)
+    if scenario.model.moe is not None:
+        other = "lognormal:1" if scenario.routing.kind == "uniform" else "uniform"
+        found[f"routing {other} instead of {scenario.routing.label}"] = lambda s: replace(
+            s, routing=parse_routing(other)
+        )
+    return found
+
+
+def _with_scale_out(scenario: Scenario, factor: float) -> Scenario:
+    link = scenario.cluster.scale_out
+    assert isinstance(link, Link)  # several nodes have one
+    faster = replace(
+        link,
+        bandwidth_bytes_per_s=link.bandwidth_bytes_per_s * factor,
+        peak_bytes_per_s=link.peak_bytes_per_s * factor,
+    )
+    return replace(scenario, cluster=replace(scenario.cluster, scale_out=faster))
+
+
+def short(strategy: Strategy) -> str:
+    """The layout and what is not plain: ``ep=8 pp=2 linear x2``."""
+    degrees = [f"{name}={getattr(strategy, name)}" for name in SHORT if getattr(strategy, name) > 1]
+    chunks = f" x{strategy.chunks}" if strategy.chunks > 1 else ""
+    exchange = [f"{strategy.all_to_all}{chunks}"] if strategy.ep > 1 else []
+    return " ".join([*degrees, *exchange]) or "one GPU"
