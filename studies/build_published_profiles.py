@@ -2,11 +2,11 @@
 
 Reads the measured kernel tables of aiconfigurator-core 0.12.0 (Apache-2.0, NVIDIA; ai-dynamo/aiconfigurator)
 from a folder with ``kernel_moe_aic_<gpu>.csv``, ``kernel_gemm_aic.csv`` and ``kernel_attention_aic.csv`` and
-writes ``hardware_profiles/<gpu>/`` (expert_ffn.csv, gemm.csv, attention.csv, held_out_expert_ffn.csv, meta.json).
+writes ``hardware_profiles/<gpu>/``: expert_ffn, gemm, attention and held_out_expert_ffn.csv, meta.json.
 
-Left out: vLLM and SGLang rows with ep > 1 (their kernels walk over the masked tokens of the other ranks, so the
-time is not that of one rank's tokens) and rows of wider scope than the fused kernel. The models of HELD_OUT
-go to the held-out file, which the predictor never sees and ``moesim validate`` judges on.
+Left out: vLLM and SGLang rows with ep > 1 (their kernels walk over the masked tokens of the other ranks, so
+the time is not that of one rank's tokens), rows of wider scope, rows that cannot be what they say. HELD_OUT
+models go to the held-out file, which the predictor never sees and ``moesim validate`` judges on.
 
     python studies/build_published_profiles.py FOLDER
 """
@@ -70,6 +70,7 @@ def main(folder: Path) -> None:
         own = [frame[frame["gpu"].map(gpu_name) == name] for frame in (moe, dense, attention)]
         experts = expert_rows(own[0])
         held = experts["model"].isin(HELD_OUT)
+        held &= experts["kernel"].isin(experts.loc[~held & (experts["skipped"] == ""), "kernel"])
         frames = {
             "expert_ffn": thinned(experts[~held], "expert_ffn"),
             "gemm": thinned(gemm_rows(own[1]), "gemm"),

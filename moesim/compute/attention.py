@@ -24,13 +24,13 @@ from moesim.cost import Cost, FloatArray
 from moesim.profile import DataSheet, Fit, Profile, Table, fit
 from moesim.profile.fitting import Kernel
 
-KERNEL: Final = Kernel(scales=(2.0, 3.0, 3.0, 3.0), signal=0.3, noise=0.05)
+KERNEL: Final = Kernel(scales=(2.0, 2.0, 4.0, 6.0), signal=0.3, noise=0.05)
 _REACH: Final = {"context": 8.0, "batch": 64.0, "heads": 8.0}  # times the table's largest
 _CARRIED: Final = {"bf16": ("bf16", "fp8")}
 
 
 def attention(profile: Profile, shape: AttentionShape, dtype: str, kv_dtype: str) -> Cost:
-    """Seconds of one layer's attention core; ``dtype`` of queries and arithmetic, ``kv_dtype`` of the cache."""
+    """Seconds of one layer's attention core; ``dtype`` of the arithmetic, ``kv_dtype`` of the cache."""
     check_dtype(dtype)
     check_dtype(kv_dtype)
     source, fitted = _fitted(profile, shape, kv_dtype)

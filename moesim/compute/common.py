@@ -66,9 +66,7 @@ def kernels(measured: Measured, dtype: str) -> list[str]:
 
 def missing(profile: Profile, what: str, dtype: str) -> MoesimError:
     """No rows anywhere."""
-    return MoesimError(
-        f"no {what} rows for {dtype} in {profile.folder}: measure them with moesim calibrate or set MOESIM_PROFILES"
-    )
+    return MoesimError(f"no {what} rows for {dtype} in {profile.folder}: run moesim calibrate")
 
 
 def far_outside(
@@ -85,7 +83,7 @@ def outside(what: str, asked: FloatArray | float, low: float, high: float, where
     if not wrong.size:
         return None
     return MoesimError(
-        f"{what} {wrong.flat[0]:g} is far outside what was measured ({where}: trusted from {low:g} to {high:g}); "
+        f"{what} {wrong.flat[0]:g} is far outside what was measured ({where}: from {low:g} to {high:g}); "
         "measure it with moesim calibrate"
     )
 

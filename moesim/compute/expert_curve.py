@@ -1,8 +1,8 @@
 """One shape's seconds as a table over (active, extra, most), so that thousands of loads cost a look-up.
 
 ``active`` counts the experts that have tokens, ``extra`` is their work beyond one token each, ``most`` is the
-largest load. A token more on a busy expert raises ``extra``, on an idle one ``active``; nothing falls. The table
-is made to rise along each axis (``rising``), so one more token never costs less.
+largest load. A token more on a busy expert raises ``extra``, on an idle one ``active``; nothing falls. The
+table is made to rise along each axis (``rising``), so one more token never costs less.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def build_curve(gpu: DataSheet, shape: Shape, fitted: Fit) -> Curve:
 
 
 def rising(values: FloatArray, axis: int) -> FloatArray:
-    """Never falling along ``axis``: midway between the running maximum and the running minimum from the end."""
+    """Never falling along ``axis``: between the running maximum and the running minimum from the end."""
     ahead = np.flip(np.minimum.accumulate(np.flip(values, axis), axis=axis), axis)
     return np.asarray(0.5 * (np.maximum.accumulate(values, axis=axis) + ahead))
 
@@ -73,7 +73,7 @@ def rising(values: FloatArray, axis: int) -> FloatArray:
 def interpolate(
     axes: tuple[FloatArray, ...], values: tuple[FloatArray, ...], place: list[FloatArray]
 ) -> tuple[FloatArray, ...]:
-    """Multilinear interpolation of each of ``values`` at ``place`` (one array per axis), clipped to the axes."""
+    """Multilinear interpolation of ``values`` at ``place`` (one array per axis), clipped to the axes."""
     cells, weights = zip(*(_cell(axis, x) for axis, x in zip(axes, place, strict=True)), strict=True)
     results = [np.zeros(np.shape(place[0])) for _ in values]
     for corner in range(2 ** len(axes)):

@@ -89,15 +89,15 @@ def equal_load(gpu: DataSheet, shape: Shape, work_s: FloatArray) -> FloatArray:
 
 
 def parts(gpu: DataSheet, shape: Shape, active: FloatArray, equal: FloatArray) -> FloatArray:
-    """[..., part] seconds: joined work, arithmetic, activation and permutation bytes, launch, local, active."""
+    """[..., part] seconds: joined work, arithmetic, bytes of activations, launch, local, active."""
     copies = active * equal
     moved = copies * 2.0 * (2.0 * shape.hidden + shape.matrices * shape.ffn)
     compute_s = copies * _padded_flops(shape) / peak_flops(gpu, shape.dtype)
     one = np.full_like(copies, 1e-6)
     return np.stack(
         [
-            active * tau_s(gpu, shape, equal), compute_s, moved / gpu.memory_bytes_per_s, one, one * shape.local,
-            one * active,
+            active * tau_s(gpu, shape, equal), compute_s, moved / gpu.memory_bytes_per_s,
+            one, one * shape.local, one * active,
         ],
         axis=-1,
     )  # fmt: skip
@@ -112,7 +112,8 @@ def features(
     return np.stack(
         [
             np.log(equal), np.log(active), np.log(tau_s(gpu, shape, equal) / weights_s),
-            np.log(float(shape.hidden) * shape.ffn) * one, np.log(shape.ffn) * one, np.log(shape.local) * one, skew,
+            np.log(float(shape.hidden) * shape.ffn) * one, np.log(shape.ffn) * one,
+            np.log(shape.local) * one, skew,
         ],
         axis=-1,
     )  # fmt: skip

@@ -45,7 +45,7 @@ def gemm(
         if problem is not None:
             raise problem
     compute_s, memory_s = roofline_s(profile.gpu, m, n, k, dtype)
-    correction, half_width = fitted.correction(_features(profile.gpu, m, n, k, dtype))
+    correction, half_width = fitted.correction(_features(profile.gpu, m, n, k))
     seconds = fitted.base_s(_parts(profile.gpu, m, n, k, dtype)) * np.exp(correction)
     bound_s = np.maximum(compute_s, memory_s)
     return banded(seconds, half_width, bound_s, limit(compute_s, memory_s, seconds), source)
@@ -68,7 +68,7 @@ def _parts(gpu: DataSheet, m: FloatArray, n: FloatArray, k: FloatArray, dtype: s
     return np.stack([joined(compute_s, memory_s), compute_s, quantise_s, one], axis=-1)
 
 
-def _features(gpu: DataSheet, m: FloatArray, n: FloatArray, k: FloatArray, dtype: str) -> FloatArray:
+def _features(gpu: DataSheet, m: FloatArray, n: FloatArray, k: FloatArray) -> FloatArray:
     """[..., feature] logs: m, n, k, tiles of 128 x 128 over the SMs."""
     tiles = np.ceil(m / 128.0) * np.ceil(n / 128.0) / gpu.sms
     return np.log(np.stack([m, n, k, tiles], axis=-1))
@@ -82,7 +82,7 @@ def _fitted(profile: Profile, dtype: str) -> tuple[Source, Fit]:
         m, n, k = (rows.numbers[name] for name in ("m", "n", "k"))
         gpu = source.measured.gpu
         profile.memo[key] = source, fit(
-            _parts(gpu, m, n, k, source.dtype), _features(gpu, m, n, k, source.dtype), rows.time_s, n * 1e6 + k, KERNEL
+            _parts(gpu, m, n, k, source.dtype), _features(gpu, m, n, k), rows.time_s, n * 1e6 + k, KERNEL
         )  # fmt: skip
     found: tuple[Source, Fit] = profile.memo[key]
     return found

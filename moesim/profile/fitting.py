@@ -2,7 +2,7 @@
 
     seconds = sum of coefficient x part  x  exp(correction(features)),     coefficient >= 0
 
-The parts are closed-form seconds (arithmetic, bytes, launches) of one GPU's data sheet; their coefficients are
+The parts are closed-form seconds (arithmetic, bytes, launches) of a GPU's data sheet; their coefficients are
 least squares of the relative error. The correction is a Gaussian process over logs of the shape: beyond the
 table its edge holds and the band opens. The width of the band comes from leaving whole groups of rows (a
 model, a matrix) out of the correction. Nothing is fitted per row.

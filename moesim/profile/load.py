@@ -18,8 +18,10 @@ from moesim.errors import MoesimError
 from moesim.profile.table import Table, read_table
 
 OPERATIONS: Final = ("expert_ffn", "gemm", "attention")
-SAME_ARCHITECTURE_ERROR: Final = 0.20  # added to the band of a carried table; H100 -> H200: see tests
-OTHER_ARCHITECTURE_ERROR: Final = 0.50
+# Added to the band of a carried table. Tables of one GPU pricing another's rows need, beyond their own band:
+# H100 and H200 (expert FFN, GEMM) 0 to 0.03, A100 and H100 0.03 (expert FFN) and 0.15 to 0.19 (GEMM) in log.
+SAME_ARCHITECTURE_ERROR: Final = 0.10
+OTHER_ARCHITECTURE_ERROR: Final = 0.30
 
 
 class DataSheet(Protocol):
@@ -91,7 +93,7 @@ def _profiles_folder(stated: str | None) -> Path:
         if folder.is_dir() and any(folder.glob("*/meta.json")):
             return folder
     raise MoesimError(
-        f"no hardware_profiles beside or inside {package}: reinstall moesim or set MOESIM_PROFILES to a folder"
+        f"no hardware_profiles beside or inside {package}: reinstall moesim or set MOESIM_PROFILES"
     )
 
 
@@ -106,7 +108,8 @@ class _Key:
     def __init__(self, gpu: DataSheet) -> None:
         self.gpu = gpu
         self.facts = (
-            gpu.name, gpu.architecture, gpu.memory_bytes_per_s, gpu.sms, gpu.l2_bytes, tuple(sorted(gpu.flops.items())),
+            gpu.name, gpu.architecture, gpu.memory_bytes_per_s, gpu.sms, gpu.l2_bytes,
+            tuple(sorted(gpu.flops.items())),
         )  # fmt: skip
 
     def __hash__(self) -> int:
@@ -126,16 +129,28 @@ def _load(key: _Key, folder: Path) -> Profile:
         )
     order = sorted(metas, key=lambda home: _distance(gpu, sheet(metas[home], home)))
     tables: dict[str, tuple[Measured, ...]] = {}
-    limits = []
     for operation in OPERATIONS:
         homes = [home for home in order if (home / f"{operation}.csv").is_file()]
         tables[operation] = tuple(_measured(gpu, operation, home, metas[home]) for home in homes)
-        if homes and tables[operation][0].basis is ESTIMATED:
-            other = tables[operation][0].gpu.name
-            limits.append(
-                f"{operation}: no table for {gpu.name}; carried over from {other} by the ratio of their rooflines"
-            )
+    limits = [sentence for operation in OPERATIONS for sentence in _limits(gpu, operation, tables[operation])]
     return Profile(gpu=gpu, tables=tables, limits=tuple(limits), folder=folder)
+
+
+def _limits(gpu: DataSheet, operation: str, tables: tuple[Measured, ...]) -> list[str]:
+    """What is carried over from another GPU: the whole table, or the kinds of rows that the own one lacks."""
+    carried = "carried over from {} by the ratio of their rooflines"
+    if not tables:
+        return [f"{operation}: no table at all; it cannot be priced"]
+    if tables[0].carried_error > 0.0:
+        return [f"{operation}: no table for {gpu.name}; " + carried.format(tables[0].gpu.name)]
+    if operation != "attention":
+        return []
+    own = set(tables[0].table.text["kind"].tolist())
+    return [
+        f"attention {kind}: no rows for {gpu.name}; " + carried.format(other.gpu.name)
+        for other in tables[1:2]
+        for kind in sorted(set(other.table.text["kind"].tolist()) - own)
+    ]
 
 
 def _measured(gpu: DataSheet, operation: str, home: Path, meta: dict[str, Any]) -> Measured:
@@ -143,7 +158,7 @@ def _measured(gpu: DataSheet, operation: str, home: Path, meta: dict[str, Any]) 
     stated = meta["tables"].get(operation)
     if not isinstance(stated, dict) or stated.get("basis") not in BASIS:
         raise MoesimError(
-            f"{home / 'meta.json'} tables.{operation}: {stated!r}: state a basis ({', '.join(BASIS)}) and a source"
+            f"{home / 'meta.json'} tables.{operation} {stated!r}: state basis ({', '.join(BASIS)}) and source"
         )
     own = where.name.lower() == gpu.name.lower()
     carried = SAME_ARCHITECTURE_ERROR if where.architecture == gpu.architecture else OTHER_ARCHITECTURE_ERROR
@@ -181,7 +196,8 @@ def sheet(meta: dict[str, Any], home: Path) -> Sheet:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MoesimError(
-            f"{home / 'meta.json'} gpu: {error!r}: state name, architecture, memory_bytes_per_s, flops, sms, l2_bytes"
+            f"{home / 'meta.json'} gpu {error!r}: state name, architecture, memory_bytes_per_s, flops, sms, "
+            "l2_bytes"
         ) from None
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DTYPES: Final = {
-    "bfloat16": "bf16", "bf16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "w4a16_mxfp4": "int4", "int4_wo": "int4",
+    "bfloat16": "bf16", "bf16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block",
+    "w4a16_mxfp4": "int4", "int4_wo": "int4",
 }  # fmt: skip
 NOT_GATED: Final = ("Nemotron-3-Nano",)  # two matrices an expert, relu squared
 RANK_ONLY: Final = ("moe_torch_flow", "moe_torch_flow_cutlass", "moe_torch_flow_nongated")
@@ -60,8 +61,8 @@ def suspect(rows: "pd.DataFrame") -> "pd.Series[str]":
     """Why a series of rows cannot be what it says; empty where nothing speaks against it.
 
     Balanced rows that are faster than reading the weights of their experts at the data sheet's speed did not
-    touch them all (group-limited routing, as DeepSeek-V3's, reaches half of the groups for equal scores). Rows
-    split 8 ways or more that still take over half of the unsplit time were not split.
+    touch them all (group-limited routing, as DeepSeek-V3's, reaches half of the groups for equal scores).
+    Rows split 8 ways or more that still take over half of the unsplit time were not split.
     """
     reason = rows["dtype"].astype(str).map(lambda _: "")
     speed = rows["gpu"].map({name: gpu.memory_bytes_per_s for name, gpu in GPUS.items()})
@@ -90,7 +91,7 @@ def gemm_rows(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(
         {
             "gpu": frame["gpu"].map(gpu_name),
-            "kernel": frame["kernel"] if "kernel" in frame else "",
+            "kernel": frame.get("kernel", ""),
             "dtype": frame["dtype"].map(DTYPES),
             "m": frame["m"], "n": frame["n"], "k": frame["k"],
             "time_us": frame["latency_us"].round(2),
