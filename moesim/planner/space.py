@@ -54,14 +54,16 @@ def space(scenario: Scenario) -> Space:
     dominated = 0
     for layout in layouts(scenario):
         some = variants(scenario, layout)
-        for micro_batch in _micro_batches(scenario, layout):
+        fits = True
+        for micro_batch in _micro_batches(scenario, layout):  # ascending: what does not fit will not fit larger
             sized = replace(layout, micro_batch=micro_batch)
             kept = list(product(*_keeping(scenario, sized)))
             reason = why_not(scenario.model, scenario.cluster, scenario.workload, sized)
             if reason is not None:
                 infeasible[reason] += len(kept) * len(some)
                 continue
-            fitting = _fitting(scenario, sized, kept)
+            fitting = _fitting(scenario, sized, kept) if fits else []
+            fits = bool(fitting)
             best = _undominated(fitting)
             infeasible["does not fit in GPU memory"] += (len(kept) - len(fitting)) * len(some)
             dominated += (len(fitting) - len(best)) * len(some)

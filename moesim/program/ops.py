@@ -1,5 +1,7 @@
 """Op, Program, Builder: work on streams, in an order that respects what waits for what."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 RANK_STREAMS: Final = frozenset({"compute"})
@@ -16,7 +18,22 @@ class Op(NamedTuple):
     key: str  # where its duration is found; the name, unless durations differ among ops of one name
 
 
-Program = tuple[Op, ...]
+@dataclass(frozen=True, eq=False, slots=True)
+class Program:
+    """Ops in an order that respects what waits for what, and the same ops by stream."""
+
+    ops: tuple[Op, ...]
+    streams: dict[str, tuple[tuple[int, Op], ...]]  # (index, op) in the order the stream plays them
+    awaited: frozenset[int]  # indices of ops that another stream waits for
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def __getitem__(self, index: int) -> Op:
+        return self.ops[index]
 
 
 class Builder:
@@ -35,4 +52,11 @@ class Builder:
         return index
 
     def program(self) -> Program:
-        return tuple(self.ops)
+        streams: dict[str, list[tuple[int, Op]]] = {}
+        for index, op in enumerate(self.ops):
+            streams.setdefault(op.stream, []).append((index, op))
+        return Program(
+            ops=tuple(self.ops),
+            streams={name: tuple(ops) for name, ops in streams.items()},
+            awaited=frozenset(index for op in self.ops for index in op.across),
+        )

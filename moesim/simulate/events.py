@@ -24,52 +24,40 @@ class Played(NamedTuple):
 def play_events(program: Program, durations: Mapping[str, Sequence[float]]) -> Played:
     """Play once. ``durations[name]`` lists seconds per rank class, one entry on a group stream."""
     env = simpy.Environment()
-    waited_for = {index for op in program for index in op.across}
-    done = {index: env.event() for index in waited_for}
-    lanes = _lanes(program, durations)
-    left = {index: len(durations[program[index].key]) for index in waited_for}
+    done = {index: env.event() for index in program.awaited}
+    left = {index: len(durations[program[index].key]) for index in program.awaited}
     spans: list[Span] = []
-    for lane in lanes:
-        env.process(_stream(env, lane, durations, done, left, spans))
+    lanes = [
+        (rank, ops)
+        for stream, ops in program.streams.items()
+        for rank in range(len(durations[ops[0][1].key]) if stream in RANK_STREAMS else 1)
+    ]
+    for rank, ops in lanes:
+        env.process(_stream(env, rank, ops, durations, done, left, spans))
     env.run()
     events = 2 * len(lanes) + len(done) + sum(1 for span in spans if span.end_s > span.start_s)
     return Played(float(env.now), spans, events)
 
 
-class _Lane(NamedTuple):
-    rank: int
-    ops: list[tuple[int, Op]]
-
-
-def _lanes(program: Program, durations: Mapping[str, Sequence[float]]) -> list[_Lane]:
-    streams: dict[str, list[tuple[int, Op]]] = {}
-    for index, op in enumerate(program):
-        streams.setdefault(op.stream, []).append((index, op))
-    lanes = []
-    for stream, ops in streams.items():
-        ranks = len(durations[ops[0][1].key]) if stream in RANK_STREAMS else 1
-        lanes += [_Lane(rank, ops) for rank in range(ranks)]
-    return lanes
-
-
 def _stream(
     env: simpy.Environment,
-    lane: _Lane,
+    rank: int,
+    ops: Sequence[tuple[int, Op]],
     durations: Mapping[str, Sequence[float]],
     done: Mapping[int, Any],
     left: dict[int, int],
     spans: list[Span],
 ) -> Generator[Any, Any, None]:
     """One rank's share of one stream: wait for the others, work, tell those who wait."""
-    for index, op in lane.ops:
+    for index, op in ops:
         for other in op.across:
             if not done[other].processed:
                 yield done[other]
         start_s = env.now
-        duration_s = durations[op.key][lane.rank]
+        duration_s = durations[op.key][rank]
         if duration_s > 0:
             yield env.timeout(duration_s)
-        spans.append(Span(lane.rank, op.stream, op.name, op.chunk, start_s, env.now))
+        spans.append(Span(rank, op.stream, op.name, op.chunk, start_s, env.now))
         if index in done:
             left[index] -= 1
             if not left[index]:

@@ -246,7 +246,7 @@ def _before(seconds: FloatArray) -> FloatArray:
 
 def folded(passes: Passes) -> Passes:
     """The same step with its steady phase cut short, if it is long."""
-    shortest = 2 * passes.stages + 2 * BATCH_CLASSES
+    shortest = 3 * passes.stages + 2 * BATCH_CLASSES
     extra = passes.micro_batches - shortest
     if extra <= BATCH_CLASSES:
         return passes
