@@ -9,10 +9,12 @@ The ranking holds the best strategy of each layout (dp, tp, ep, etp, pp, cp), so
 different answer and not the winner with another chunk count.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -20,7 +22,8 @@ from moesim.cost import FloatArray
 from moesim.errors import MoesimError, choice
 from moesim.metrics import Play, Result, explain, play, steady_seconds
 from moesim.planner.screen import Screen, bounds, list_schedule, screen
-from moesim.planner.space import Space, space
+from moesim.planner.space import Space, layouts, space
+from moesim.planner.workers import Spread, available, workers
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy
 
@@ -28,9 +31,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OBJECTIVES: Final = ("throughput", "latency", "cost")
-PROMISING: Final = 2000  # by bound, go on to the list schedule
+PROMISING: Final = 2000  # at most, by bound, go on to the list schedule
+WITHIN: Final = 1.3  # of the lowest bound, unless that leaves fewer than a tenth of PROMISING
 FINALISTS: Final = 52  # by list schedule, are played
 LAYOUTS_FIRST: Final = 40  # finalists that are the best of their layout; the rest are the next best overall
+LAYOUTS_PER_WORKER: Final = 100  # fewer are done sooner than a process starts
 TOP: Final = 5
 
 Progress = Callable[[str, float], None]  # what is being done, share done
@@ -78,26 +83,76 @@ def plan(
     *,
     objective: str = "throughput",
     top: int = TOP,
+    jobs: int | None = None,
     progress: Progress = lambda what, share: None,
 ) -> Plan:
-    """Search the strategies of ``scenario`` and rank the ``top`` layouts.
+    """Search the strategies of ``scenario`` and rank the ``top`` layouts, with ``jobs`` processes (default:
+    one per core).
 
     Raises MoesimError for an unknown objective, or for cost without a price per GPU-hour. With nothing
     feasible the plan has no results and says why in ``infeasible``.
     """
     started_s = perf_counter()
     _check(scenario, objective, top)
-    progress("strategies that fit", 0.0)
-    found = space(scenario)
+    shards = _shards(scenario, available() if jobs is None else jobs)
+    with workers(scenario, len(shards)) as spread:
+        progress("bounds of all that fits", 0.1)
+        found = _joined(spread(bound_shard, shards))
+        progress("list schedules", 0.6)
+        numbered = screen(scenario, found.space.frames)
+        listed_s = _listed(numbered, found, spread)
+        finalists = _finalists(numbered, listed_s)
+        progress("playing finalists", 0.7)
+        played = spread(play_finalist, finalists)
+    by_rate = objective != "latency"
+    played.sort(key=lambda one: steady_seconds(scenario, one) if by_rate else one.step_s)
+    candidates = Candidates(screen=numbered, bound_s=found.bound_s, listed_s=listed_s)
+    return _ranked(scenario, objective, top, found.space, candidates, played, started_s)
+
+
+class Shard(NamedTuple):
+    """A part of the layouts, searched: its frames and the bounds of their candidates."""
+
+    space: Space
+    bound_s: FloatArray
+    frames: tuple[int, ...]  # how many of the frames came from each part
+
+
+def _shards(scenario: Scenario, count: int) -> list[list[Strategy]]:
+    """Layouts in ``count`` parts; those that share prices (all but pp and dp alike) stay together."""
+    everything = list(layouts(scenario))
+    count = max(1, min(count, len(everything) // LAYOUTS_PER_WORKER))
+    alike: dict[tuple[int, ...], list[Strategy]] = {}
+    for layout in everything:
+        alike.setdefault((layout.tp, layout.cp, layout.ep, layout.etp), []).append(layout)
+    parts: list[list[Strategy]] = [[] for _ in range(count)]
+    for number, together in enumerate(alike.values()):
+        parts[number % count] += together
+    return parts
+
+
+def bound_shard(scenario: Scenario, part: list[Strategy]) -> Shard:
+    """What fits among some layouts, and the bound of each candidate."""
+    found = space(scenario, part)
     numbered = screen(scenario, found.frames)
-    progress("bounds", 0.2)
-    bound_s = bounds(numbered) if len(numbered) else np.zeros(0)
-    progress("list schedules", 0.6)
-    listed_s = _listed(numbered, bound_s)
-    finalists = _finalists(numbered, listed_s)
-    played = _play(scenario, finalists, objective, progress)
-    return _ranked(scenario, objective, top, found, Candidates(screen=numbered, bound_s=bound_s, listed_s=listed_s),
-                   played, started_s)  # fmt: skip
+    return Shard(found, bounds(numbered) if len(numbered) else np.zeros(0), (len(found.frames),))
+
+
+def _joined(parts: list[Shard]) -> Shard:
+    return Shard(
+        Space(
+            frames=[frame for part in parts for frame in part.space.frames],
+            infeasible=sum((part.space.infeasible for part in parts), Counter()),
+            dominated=sum(part.space.dominated for part in parts),
+        ),
+        np.concatenate([part.bound_s for part in parts]),
+        tuple(n for part in parts for n in part.frames),
+    )
+
+
+def play_finalist(scenario: Scenario, strategy: Strategy) -> Play:
+    """One SimPy play, its steady phase cut short."""
+    return play(scenario, strategy, events=True, fold=True)
 
 
 def _check(scenario: Scenario, objective: str, top: int) -> None:
@@ -112,13 +167,36 @@ def _check(scenario: Scenario, objective: str, top: int) -> None:
         )
 
 
-def _listed(numbered: Screen, bound_s: FloatArray) -> FloatArray:
+def _listed(numbered: Screen, found: Shard, spread: Spread) -> FloatArray:
     """List-scheduled seconds of the candidates with the lowest bounds, nan for the others."""
-    listed = np.full(len(bound_s), np.nan)
-    if len(bound_s):
-        promising = np.argsort(bound_s, kind="stable")[:PROMISING]
-        listed[promising] = list_schedule(numbered, promising)
+    listed = np.full(len(found.bound_s), np.nan)
+    if not len(listed):
+        return listed
+    order = np.argsort(found.bound_s, kind="stable")
+    near = int((found.bound_s <= WITHIN * found.bound_s[order[0]]).sum())
+    promising = np.sort(order[: min(PROMISING, max(near, PROMISING // 10))])
+    edges = numbered.first[np.cumsum((0, *found.frames))]  # first candidate of each part
+    parts = [promising[(promising >= low) & (promising < high)] for low, high in pairwise(edges)]
+    listed[promising] = np.concatenate(spread(list_part, [_named(numbered, part) for part in parts]))
     return listed
+
+
+def _named(numbered: Screen, candidates: np.ndarray) -> list[tuple[Strategy, list[int]]]:
+    """Candidates as (frame, numbers of its variants): what another process understands."""
+    frames = numbered.frame_of(candidates)
+    return [
+        (numbered.frames[frame], (candidates[frames == frame] - numbered.first[frame]).tolist())
+        for frame in np.unique(frames).tolist()
+    ]
+
+
+def list_part(scenario: Scenario, named: list[tuple[Strategy, list[int]]]) -> FloatArray:
+    """List-scheduled seconds of some variants of some frames."""
+    if not named:
+        return np.zeros(0)
+    numbered = screen(scenario, [frame for frame, _ in named])
+    chosen = [int(numbered.first[i]) + option for i, (_, options) in enumerate(named) for option in options]
+    return list_schedule(numbered, np.array(chosen))
 
 
 def _finalists(numbered: Screen, listed_s: FloatArray) -> list[Strategy]:
@@ -141,16 +219,6 @@ def _finalists(numbered: Screen, listed_s: FloatArray) -> list[Strategy]:
 def layout_of(strategy: Strategy) -> tuple[int, ...]:
     """What makes two strategies different answers."""
     return strategy.dp, strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.cp
-
-
-def _play(scenario: Scenario, finalists: list[Strategy], objective: str, progress: Progress) -> list[Play]:
-    """SimPy plays of the finalists, best first."""
-    played = []
-    for number, strategy in enumerate(finalists):
-        progress("playing finalists", 0.7 + 0.3 * number / len(finalists))
-        played.append(play(scenario, strategy, events=True, fold=True))
-    by_rate = objective != "latency"
-    return sorted(played, key=lambda one: steady_seconds(scenario, one) if by_rate else one.step_s)
 
 
 def _ranked(

@@ -9,7 +9,7 @@ never faster: it is dropped as dominated.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -47,12 +47,12 @@ class Space:
     dominated: int = 0  # strategies
 
 
-def space(scenario: Scenario) -> Space:
-    """Every frame that fits, best of its kind."""
+def space(scenario: Scenario, some_layouts: Sequence[Strategy] | None = None) -> Space:
+    """Every frame of the given layouts (all of them by default) that fits, best of its kind."""
     found: list[Strategy] = []
     infeasible: Counter[str] = Counter()
     dominated = 0
-    for layout in layouts(scenario):
+    for layout in layouts(scenario) if some_layouts is None else some_layouts:
         some = variants(scenario, layout)
         fits = True
         for micro_batch in _micro_batches(scenario, layout):  # ascending: what does not fit will not fit larger
@@ -103,15 +103,15 @@ def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tup
 
 
 def _fitting(scenario: Scenario, sized: Strategy, kept: list[tuple[str, int, str]]) -> list[Strategy]:
+    """The ways of keeping that fit under the drawn skew; nothing is drawn where not even the least fits."""
     least = replace(sized, recompute=kept[-1][0], zero=max(zero for _, zero, _ in kept), schedule="1f1b")
     if not _fits(scenario, least, 1.0):
         return []
-    made = [replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept]
-    balanced = [one for one in made if _fits(scenario, one, 1.0)]
-    if not balanced or scenario.model.moe is None:
-        return balanced
-    skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).imbalance
-    return [one for one in balanced if _fits(scenario, one, skew)]
+    skew = 1.0
+    if scenario.model.moe is not None:
+        skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).imbalance
+    made = (replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept)
+    return [one for one in made if _fits(scenario, one, skew)]
 
 
 def _fits(scenario: Scenario, strategy: Strategy, skew: float) -> bool:
