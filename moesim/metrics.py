@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from moesim.cluster import Gpu
 from moesim.errors import MoesimError
 from moesim.memory import Memory, memory
-from moesim.model import forward_flops, training_flops
+from moesim.model import Model, forward_flops, training_flops
 from moesim.program import Passes
 from moesim.step import experts
 from moesim.step.breakdown import Breakdown, breakdown
@@ -32,7 +32,7 @@ from moesim.step.play import (
     step_seconds,
     step_times,
 )
-from moesim.step.scenario import Scenario
+from moesim.step.scenario import BATCH_CLASSES, LAYER_CLASSES, Scenario
 from moesim.strategy import Strategy, show, why_not
 from moesim.workload import Workload
 
@@ -74,6 +74,7 @@ class Result:
             "dropped_share": self.dropped_share,
             "padding_share": self.padding_share,
             "infeasible": self.infeasible,
+            "limits": limits(self.scenario),
         }
 
     def to_frame(self) -> "pd.DataFrame":
@@ -146,6 +147,24 @@ def steady_seconds(scenario: Scenario, played: Play) -> float:
     if scenario.workload.kind != "prefill":
         return played.step_s
     return float(stage_work(played.times, played.passes.micro_batches).max())
+
+
+def limits(scenario: Scenario) -> list[str]:
+    """What the numbers of this scenario do not know, one sentence each."""
+    model = scenario.model
+    told = [text for text in scenario.profile.limits if " mla" not in text or _has_mla(model)]
+    told += [link.source for link in (scenario.cluster.scale_up,) if link.basis == "estimated"]
+    if scenario.cluster.nodes > 1:
+        told.append("collectives and all-to-all between nodes are a model with assumed start-up times")
+    if scenario.workload.trains:
+        told.append("backward passes are priced at the forward kernels' efficiency")
+    if model.moe is not None and not scenario.average:
+        told.append(f"MoE layers are played as {LAYER_CLASSES} classes in {BATCH_CLASSES} micro-batches each")
+    return told
+
+
+def _has_mla(model: Model) -> bool:
+    return any(kind.layer.attention.kind == "mla" for kind in model.layer_kinds())
 
 
 def does_not_fit(gpu: Gpu, found: Memory) -> str | None:

@@ -2,19 +2,15 @@
 
 from collections.abc import Sequence
 
-from moesim.metrics import TIME_METRIC, Result
+from moesim.metrics import TIME_METRIC, Result, limits
 from moesim.planner.plan import Plan
 from moesim.planner.why import Change, bounds_it, changes, loses, short
-from moesim.step.scenario import BATCH_CLASSES, LAYER_CLASSES, Scenario
+from moesim.step.scenario import Scenario
 from moesim.strategy import show
 from moesim.units import show_bytes, show_count, show_seconds
 
 TIME_NAME = {"train": "step", "prefill": "TTFT", "decode": "TPOT"}
 COLUMNS = ("rank", "strategy", "time", "90 % band", "tokens/s/GPU", "MFU", "memory", "exposed comm", "imbalance")
-MODEL_LIMITS = (
-    "collectives and all-to-all between nodes are a model with assumed start-up times",
-    "backward passes are priced at the forward kernels' efficiency",
-)
 
 
 def question(scenario: Scenario) -> str:
@@ -53,7 +49,7 @@ def recommendation(plan: Plan) -> list[str]:
     if len(plan.results) > 1:
         lines.append(_loss_line(winner, plan.results[1]))
     lines += [_change_line(change) for change in changes(plan)]
-    return [*lines, _search_line(plan), *limits(winner)]
+    return [*lines, _search_line(plan), *_limit_lines(winner)]
 
 
 def _bound_lines(result: Result) -> list[str]:
@@ -101,12 +97,8 @@ def _search_line(plan: Plan) -> str:
     )
 
 
-def limits(result: Result) -> list[str]:
-    """What the numbers do not know."""
-    scenario = result.scenario
-    sampled = f"MoE layers are played as {LAYER_CLASSES} classes in {BATCH_CLASSES} micro-batches each"
-    told = [*scenario.profile.limits, *MODEL_LIMITS, *([sampled] if scenario.model.moe else [])]
-    return [f"Limit: {text}." for text in told]
+def _limit_lines(result: Result) -> list[str]:
+    return [f"Limit: {text}." for text in limits(result.scenario)]
 
 
 def nothing_feasible(infeasible: dict[str, int]) -> list[str]:
@@ -132,7 +124,7 @@ def result_lines(result: Result) -> list[str]:
         lines.append(f"Capacity: {result.dropped_share:.2%} of the copies dropped, {result.padding_share:.1%} padding.")
     if result.infeasible:
         lines.append(f"It {result.infeasible}: {show_bytes(result.memory.total)} are needed.")
-    return [*lines, *limits(result)]
+    return [*lines, *_limit_lines(result)]
 
 
 def as_text(lines: Sequence[str]) -> str:

@@ -16,16 +16,19 @@ from itertools import product
 from typing import NamedTuple
 
 from moesim.alltoall import ALGORITHMS, unsupported
+from moesim.errors import MoesimError
 from moesim.memory import memory
 from moesim.metrics import does_not_fit
 from moesim.step import experts
-from moesim.step.passes import pass_key, splits_tokens, spread
+from moesim.step.passes import backward_pass, forward_pass, pass_key, splits_tokens, spread
+from moesim.step.play import head
 from moesim.step.scenario import Scenario
 from moesim.strategy import RECOMPUTE, Strategy, groups, why_not
 
 MICRO_BATCHES = (1, 2, 4)
 ZERO = (1, 2, 3)  # 2 and 3 without pipeline stages only: each micro-batch would reduce and gather anew
 CHUNKS = (1, 2, 4, 8)
+OUTSIDE = "a kernel's shape is far outside what was measured (moesim cost names it)"
 LEAST_CONTEXT_SLICE = 2048  # tokens of a sequence below which context parallelism is not tried
 
 
@@ -64,6 +67,9 @@ def space(scenario: Scenario, some_layouts: Sequence[Strategy] | None = None) ->
                 continue
             fitting = _fitting(scenario, sized, kept) if fits else []
             fits = bool(fitting)
+            if fitting and not _priced(scenario, sized):
+                infeasible[OUTSIDE] += len(kept) * len(some)
+                continue
             best = _undominated(fitting)
             infeasible["does not fit in GPU memory"] += (len(kept) - len(fitting)) * len(some)
             dominated += (len(fitting) - len(best)) * len(some)
@@ -112,6 +118,20 @@ def _fitting(scenario: Scenario, sized: Strategy, kept: list[tuple[str, int, str
         skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).imbalance
     made = (replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept)
     return [one for one in made if _fits(scenario, one, skew)]
+
+
+def _priced(scenario: Scenario, sized: Strategy) -> bool:
+    """Whether every kernel of its layer passes lies within reach of the profile."""
+    key = pass_key(scenario, sized)
+    try:
+        for kind in scenario.model.layer_kinds():
+            forward_pass(scenario, kind.layer, key)
+            if scenario.workload.trains:
+                backward_pass(scenario, kind.layer, key, "none")
+        head(scenario, sized, backward=scenario.workload.trains)
+    except MoesimError:
+        return False
+    return True
 
 
 def _fits(scenario: Scenario, strategy: Strategy, skew: float) -> bool:
