@@ -93,7 +93,9 @@ def make_workload(
 
 def _sequences(kind: str, gpus: int, batch: float | None, prompt: int) -> int:
     if batch is not None:
-        return max(1, round(batch * gpus)) if batch > 0 else 0
+        if not 0 < batch < float("inf"):
+            raise MoesimError(f"--batch is {batch}: give a positive number of sequences per GPU")
+        return max(1, round(batch * gpus))
     if kind == "train":
         return TRAIN_SEQUENCES
     if kind == "prefill":
