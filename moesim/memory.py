@@ -64,8 +64,8 @@ class Memory(NamedTuple):
 class Held(NamedTuple):
     """Parameters on one GPU; dense and expert apart, because they are sharded over different data parallelism."""
 
-    dense: FloatArray | np.float64  # by stage, or of one layer
-    expert: FloatArray | np.float64
+    dense: FloatArray  # by stage, or of one layer
+    expert: FloatArray
 
 
 def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: float = 1.0) -> Memory:
@@ -115,8 +115,8 @@ def _serving(
 def _kept(held: Held, strategy: Strategy, bytes_each: float, from_zero_stage: int) -> FloatArray:
     """Bytes of one training state by stage, divided over data parallelism from a ZeRO stage on."""
     if strategy.zero < from_zero_stage:
-        return (held.dense + held.expert) * bytes_each
-    return (held.dense / (strategy.dp * strategy.cp) + held.expert / strategy.expert_dp) * bytes_each
+        return np.asarray((held.dense + held.expert) * bytes_each)
+    return np.asarray(held.dense / (strategy.dp * strategy.cp) + held.expert / strategy.expert_dp) * bytes_each
 
 
 @lru_cache(maxsize=4096)
@@ -146,7 +146,7 @@ def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held
     counts = layer_parameters(model, layer)
     split = sum(p.parameters for p in projections(model, layer) if p.shard != "none")
     whole = counts.total - counts.experts - split
-    return Held(np.float64(whole + split / tp), np.float64(counts.experts / (ep * etp)))
+    return Held(np.asarray(whole + split / tp), np.asarray(counts.experts / (ep * etp)))
 
 
 @lru_cache(maxsize=4096)

@@ -77,7 +77,8 @@ def _loss_line(winner: Result, other: Result) -> str:
     loss = loses(other, winner)
     where = ", ".join(f"{show_seconds(seconds)} more {name}" for name, seconds in loss.families[:3])
     verdict = "" if loss.separable else " The difference is within its own uncertainty: try both."
-    return f"The runner-up ({short(other.strategy)}) is {loss.share:.1%} slower: {where or 'no family stands out'}.{verdict}"
+    name = short(other.strategy)
+    return f"The runner-up ({name}) is {loss.share:.1%} slower: {where or 'no family stands out'}.{verdict}"
 
 
 def _change_line(change: Change) -> str:

@@ -63,8 +63,11 @@ def sent_and_received(traffic: Traffic) -> tuple[FloatArray, FloatArray]:
 
 def turned(traffic: Traffic) -> Traffic:
     """The way home: source and destination exchanged."""
-    copies, memo = remembered(traffic, "turned", lambda: (np.swapaxes(traffic.copies, -1, -2), {}))
-    return replace(traffic, copies=copies, memo=memo)
+    return resized(remembered(traffic, "turned", lambda: _transposed(traffic)), traffic.token_bytes)
+
+
+def _transposed(traffic: Traffic) -> Traffic:
+    return replace(traffic, copies=np.swapaxes(traffic.copies, -1, -2), memo={})
 
 
 def resized(traffic: Traffic, token_bytes: float) -> Traffic:

@@ -25,7 +25,7 @@ SCENARIO: Final = (
     click.option("--batch", type=float, help="Sequences per GPU.  [decode: 128; prefill: 4,096 tokens a GPU]"),
     click.option("--isl", type=int, help="Prompt tokens (prefill, decode).  [default: 4096]"),
     click.option("--osl", type=int, help="Output tokens; decode is played half-way through them.  [default: 0]"),
-    click.option("--dtype", default="bf16", show_default=True, help="bf16, fp8, fp8_block; serving also int4, ternary."),
+    click.option("--dtype", default="bf16", show_default=True, help="bf16, fp8 or fp8_block; serving: int4, ternary."),
     click.option("--routing", help="uniform, zipf:S, lognormal:SIGMA, a preset, or a FILE with your own load.  "
                                    "[train: uniform; serving: lognormal:0.5]"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the routing draw."),

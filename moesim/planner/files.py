@@ -58,8 +58,10 @@ def candidates_frame(found: Plan) -> "pd.DataFrame":
                 "memory_bytes_per_gpu": memory(found.scenario.model, found.scenario.workload, strategy).total,
                 "tokens_per_s_per_gpu": tokens / seconds,
                 "state": "batched" if np.isfinite(listed) else "bound",
-                "low": np.nan, "high": np.nan, "label": "",
-            }  # fmt: skip
+                "low": np.nan,
+                "high": np.nan,
+                "label": "",
+            }
         )
     return pd.concat([pd.DataFrame(rows), _played_frame(found, tokens)], ignore_index=True)
 
@@ -75,8 +77,11 @@ def _played_frame(found: Plan, tokens: float) -> "pd.DataFrame":
             {
                 "memory_bytes_per_gpu": memory(found.scenario.model, found.scenario.workload, play.strategy).total,
                 "tokens_per_s_per_gpu": tokens / play.step_s,
-                "state": "played", "low": low, "high": high, "label": short(play.strategy),
-            }  # fmt: skip
+                "state": "played",
+                "low": low,
+                "high": high,
+                "label": short(play.strategy),
+            }
         )
     return pd.DataFrame(rows)
 

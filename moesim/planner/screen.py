@@ -5,7 +5,7 @@ Layer passes are priced once per distinct pass, played in stacks, and gathered p
     seconds[pass, layer class, micro-batch class]  --layers of each stage-->  forward[candidate, stage, class]
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from moesim.model import Layer
 from moesim.planner.space import Variant, variants, with_variant
 from moesim.program import Passes
 from moesim.simulate import lower_bound, play_batched
+from moesim.stages import layers_per_stage
 from moesim.step.layers import Play, play_many
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pass_key, variant_key
 from moesim.step.play import (
@@ -28,7 +29,6 @@ from moesim.step.play import (
     step_seconds,
     step_times,
 )
-from moesim.stages import layers_per_stage
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 from moesim.strategy import Strategy
 
@@ -112,14 +112,16 @@ def _stacks(found: Screen, candidates: np.ndarray, play: Play, *, fold: bool) ->
         shape = passes if fold else _without_count(passes)
         members.setdefault(shape, []).append(mine)
         times.setdefault(shape, []).append(table.times(int(frame), mine - found.first[frame]))
-    return [
-        _Stack(shape, np.concatenate(members[shape]), StepTimes(*(np.concatenate(c) for c in zip(*times[shape], strict=True))))
-        for shape in members
-    ]
+    return [_Stack(shape, np.concatenate(members[shape]), _concatenated(times[shape])) for shape in members]
+
+
+def _concatenated(many: list[StepTimes]) -> StepTimes:
+    return StepTimes(*(np.concatenate(column) for column in zip(*many, strict=True)))
 
 
 def _without_count(passes: Passes) -> Passes:
-    return Passes(stages=passes.stages, micro_batches=0, backward=passes.backward, rounds=passes.rounds, reduces=passes.reduces)
+    """Bounds of pipelines that differ in micro-batches and schedule are one formula."""
+    return replace(passes, micro_batches=0, schedule="1f1b")
 
 
 class _Table:

@@ -95,9 +95,10 @@ def layouts(scenario: Scenario) -> Iterator[Strategy]:
 def _micro_batches(scenario: Scenario, layout: Strategy) -> list[int]:
     """Sequences per micro-batch. Serving runs all of a rank's sequences at once, or one share per stage."""
     own = max(1, scenario.workload.sequences // layout.dp)
+    share = max(1, own // layout.pp)
     if scenario.workload.trains:
         return [m for m in MICRO_BATCHES if m <= own]
-    return sorted({max(1, own // layout.pp), own, 1} if scenario.workload.kind == "prefill" else {max(1, own // layout.pp)})
+    return sorted({1, share, own}) if scenario.workload.kind == "prefill" else [share]
 
 
 def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]:
@@ -155,7 +156,8 @@ def variants(scenario: Scenario, frame: Strategy) -> tuple[Variant, ...]:
     group = groups(frame, scenario.cluster)["ep"]
     dispatches = frame.ep > 1 and splits_tokens(scenario, frame.tp, frame.ep * frame.etp)
     usable = tuple(a for a in ALGORITHMS if unsupported(scenario.cluster, group, a) is None)
-    return _variants(usable if dispatches else ("linear",), dispatches, frame.ep > 1 and scenario.routing.kind != "uniform")
+    skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
+    return _variants(usable if dispatches else ("linear",), dispatches, skewed)
 
 
 @lru_cache(maxsize=64)

@@ -24,4 +24,4 @@ def play_batched(program: Program, durations: Mapping[str, FloatArray]) -> Float
         end = start + durations[op.key]
         free[op.stream] = end
         ends.append(end.max(axis=-1, keepdims=True) if op.stream in RANK_STREAMS else end)
-    return np.maximum.reduce([end.max(axis=-1) for end in np.broadcast_arrays(*free.values())])
+    return np.asarray(np.maximum.reduce([end.max(axis=-1) for end in np.broadcast_arrays(*free.values())]))

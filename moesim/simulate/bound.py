@@ -24,4 +24,4 @@ def lower_bound(program: Program, durations: Mapping[str, FloatArray]) -> FloatA
             start = np.maximum(start, chain[index] if same else chain[index].max(axis=-1, keepdims=True))
         chain.append(start + durations[op.key])
     ends = [end.max(axis=-1) for end in (*work.values(), *chain)]
-    return np.maximum.reduce(np.broadcast_arrays(*ends))
+    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*ends)))

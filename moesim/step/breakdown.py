@@ -9,7 +9,7 @@ They add up to the step. A family's exposed seconds are the pass's idle compute 
 communication families in proportion to their busy time.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from math import sqrt
 from typing import Final, NamedTuple
 
@@ -47,18 +47,18 @@ class _Ledger:
     """Adds up seconds by family, and every priced second by what it rests on."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()  # seconds of half-width
-        self.busy: Counter[str] = Counter()  # hidden or not
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.errors: defaultdict[str, float] = defaultdict(float)  # seconds of half-width
+        self.busy: defaultdict[str, float] = defaultdict(float)  # hidden or not
         self.basis = np.zeros(3)
-        self.sources: Counter[str] = Counter()
+        self.sources: defaultdict[str, float] = defaultdict(float)
 
     def rest_on(self, one: Price, seconds: float) -> None:
         """``seconds`` of work, hidden or not, were priced by ``one``."""
         self.errors[one.family] += seconds * one.error
         self.busy[one.family] += seconds
         self.basis += seconds * np.array(one.basis)
-        for source in one.sources:
+        for source in one.sources if seconds > 0 else ():
             self.sources[source] += seconds
 
     def add(self, one: Price, seconds: float) -> None:
@@ -91,7 +91,7 @@ def breakdown(
         errors={family: e / ledger.busy[family] for family, e in ledger.errors.items() if ledger.busy[family] > 0},
         error=sqrt(sum(e**2 for e in ledger.errors.values())) / max(total, priced, 1e-30),
         basis=Basis(*(ledger.basis / priced).tolist()) if priced > 0 else Basis(0.0, 0.0, 1.0),
-        sources=tuple(source for source, seconds in ledger.sources.most_common() if seconds > 0),
+        sources=tuple(sorted(ledger.sources, key=lambda source: -ledger.sources[source])),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from moesim.alltoall import Traffic, all_to_all, copies_by_rank, resized
+from moesim.alltoall import Direction, Traffic, all_to_all, copies_by_rank, resized
 from moesim.cluster import Group
 from moesim.collectives import all_gather, reduce_scatter
 from moesim.compute import expert_ffn
@@ -70,7 +70,7 @@ def load(scenario: Scenario, spread: Spread) -> Load:
     by_expert = rows.reshape(len(rows), spread.ep, -1)
     copies = np.stack([copies_by_rank(s, o, spread.ep) for s, o in zip(sent, owner, strict=True)])
     return Load(
-        tokens=after.tokens * scale,
+        tokens=np.asarray(after.tokens * scale, dtype=np.float64),
         by_expert=by_expert,
         copies=copies,
         imbalance=float(imbalance(by_expert.sum(axis=-1)).mean()),
@@ -132,13 +132,18 @@ def backward_of(forward: Price) -> Price:
 
 @lru_cache(maxsize=16384)
 def exchange(
-    scenario: Scenario, spread: Spread, group: Group, algorithm: str, chunks: int, direction: str, row_bytes: float
+    scenario: Scenario,
+    spread: Spread,
+    group: Group,
+    algorithm: str,
+    chunks: int,
+    direction: Direction,
+    row_bytes: float,
 ) -> Price:
     """One chunk of dispatch or combine: every GPU of an expert-TP group moves its share of the copies."""
     share = row_bytes / (chunks * spread.etp)  # a part of every row is as long as every row of a part
     traffic = resized(_traffic(scenario, spread), share * scenario.model.hidden)
-    way = "dispatch" if direction == "dispatch" else "combine"
-    return price("all-to-all", all_to_all(scenario.cluster, group, traffic, algorithm, way))
+    return price("all-to-all", all_to_all(scenario.cluster, group, traffic, algorithm, direction))
 
 
 @lru_cache(maxsize=1024)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from moesim.alltoall import Direction
 from moesim.cluster import Group
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Layer
@@ -80,7 +81,8 @@ def pass_key(scenario: Scenario, strategy: Strategy) -> Key:
         strategy.zero if shards else 0, strategy.capacity_factor,
         g["tp"], g["cp"], g["ep"], g["etp"], splits,
         g["dp"] if shards else alone, g["expert_dp"] if shards else alone,
-        strategy.all_to_all if strategy.ep > 1 and splits else "none", strategy.chunks, strategy.overlap, strategy.placement,
+        strategy.all_to_all if strategy.ep > 1 and splits else "none",
+        strategy.chunks, strategy.overlap, strategy.placement,
     )  # fmt: skip
 
 
@@ -99,16 +101,17 @@ def splits_tokens(scenario: Scenario, tp: int, expert_gpus: int) -> bool:
 def forward_pass(scenario: Scenario, layer: Layer, key: Key) -> LayerPass:
     """Ops and prices of the forward pass."""
     key = _relevant(layer, key)
-    program = forward_layer(_shape(scenario, layer, key))
-    return LayerPass(program, _fixed(scenario, layer, _without_variant(key), "forward"), _moved_by(scenario, layer, key, False))
+    fixed = _fixed(scenario, layer, _without_variant(key), "forward")
+    return LayerPass(forward_layer(_shape(layer, key)), fixed, _moved_by(scenario, layer, key, False))
 
 
 @lru_cache(maxsize=131072)
 def backward_pass(scenario: Scenario, layer: Layer, key: Key, recompute: str) -> LayerPass:
     """Ops and prices of the backward pass, recomputation included."""
     key = _relevant(layer, key)
-    program = backward_layer(_shape(scenario, layer, key), recompute=recompute)
-    return LayerPass(program, _fixed(scenario, layer, _without_variant(key), recompute), _moved_by(scenario, layer, key, True))
+    fixed = _fixed(scenario, layer, _without_variant(key), recompute)
+    program = backward_layer(_shape(layer, key), recompute=recompute)
+    return LayerPass(program, fixed, _moved_by(scenario, layer, key, True))
 
 
 @lru_cache(maxsize=16384)
@@ -127,7 +130,7 @@ def _relevant(layer: Layer, key: Key) -> Key:
     return key if layer.is_moe else variant_key(key, "linear", 1, key.overlap, "contiguous")
 
 
-def _shape(scenario: Scenario, layer: Layer, key: Key) -> LayerShape:
+def _shape(layer: Layer, key: Key) -> LayerShape:
     ffn = layer.ffn
     return LayerShape(
         moe=layer.is_moe,
@@ -234,7 +237,7 @@ def _moved(
     recompute the forward one: it has the prices of both."""
     forward = experts.experts(scenario, layer, spread_, chunks)
     prices: Prices = {"experts": forward}
-    ways = [("dispatch", "dispatch", False), ("combine", "combine", False)]
+    ways: list[tuple[str, Direction, bool]] = [("dispatch", "dispatch", False), ("combine", "combine", False)]
     if backward:
         gradient = experts.backward_of(forward)
         prices |= {"experts grad": gradient, "experts weight grad": gradient}

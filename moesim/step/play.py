@@ -233,10 +233,9 @@ def step_bound(passes: Passes, times: StepTimes, micro_batches: FloatArray | int
         return np.asarray((worked + still).max(axis=-1))
     home = _before(times.backward.min(axis=-1) + times.send)
     finish = times.optimizer + (times.reduce_last if passes.reduces else 0.0)
-    start = times.gather_first[..., :1] if passes.reduces else 0.0
-    return np.asarray(start[..., 0] if passes.reduces else 0.0) + np.maximum(
-        (worked + finish).max(axis=-1), (worked + home).max(axis=-1) + finish[..., 0]
-    )
+    start = times.gather_first[..., 0] if passes.reduces else 0.0
+    last = np.maximum((worked + finish).max(axis=-1), (worked + home).max(axis=-1) + finish[..., 0])
+    return np.asarray(start + last)
 
 
 def _before(seconds: FloatArray) -> FloatArray:
