@@ -64,7 +64,7 @@ class Strategy:
                 raise choice(f"strategy {name}", str(value), [str(k) for k in known])
         if self.chunks > 1 and self.overlap == "none":
             raise MoesimError(f"strategy has chunks={self.chunks} with overlap=none: add overlap=chunked")
-        if self.capacity_factor is not None and self.capacity_factor <= 0:
+        if self.capacity_factor is not None and not 0 < self.capacity_factor < float("inf"):
             raise MoesimError(f"strategy has capacity_factor={self.capacity_factor}: give a positive number")
 
     @property
@@ -94,7 +94,6 @@ FIELDS: Final = {field.name: field for field in fields(Strategy)}
 
 def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
     """The communicators of one GPU: which of their ranks share a node follows from the rank order."""
-    node = cluster.gpus_per_node
     strides = {
         "tp": (strategy.tp, 1),
         "cp": (strategy.cp, strategy.tp),
@@ -103,13 +102,15 @@ def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
         "ep": (strategy.ep, strategy.etp),
         "expert_dp": (strategy.expert_dp, strategy.ep * strategy.etp),
     }
-    return {name: _group(size, stride, node) for name, (size, stride) in strides.items()}
+    return {name: _group(size, stride, cluster) for name, (size, stride) in strides.items()}
 
 
-def _group(size: int, stride: int, gpus_per_node: int) -> Group:
-    if size * stride <= gpus_per_node:
+def _group(size: int, stride: int, cluster: Cluster) -> Group:
+    """Nodes are cut where ranks divide: six GPUs in a row touch two nodes of eight in pairs."""
+    if cluster.nodes == 1:
         return Group(size=size, per_node=size)
-    return Group(size=size, per_node=gcd(size, max(1, gpus_per_node // stride)))
+    each, rest = divmod(cluster.gpus_per_node, stride)
+    return Group(size=size, per_node=1 if rest else gcd(size, each))
 
 
 def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strategy) -> str | None:
@@ -131,9 +132,10 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     ):  # fmt: skip
         if impossible:
             return reason
-    return _why_not_layers(model, strategy) or unsupported(
-        cluster, groups(strategy, cluster)["ep"], strategy.all_to_all
-    )
+    found = groups(strategy, cluster)
+    if any(group.nodes > cluster.nodes for group in found.values()):
+        return "the ranks of a group fall unevenly on the nodes"
+    return _why_not_layers(model, strategy) or unsupported(cluster, found["ep"], strategy.all_to_all)
 
 
 def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
