@@ -45,6 +45,6 @@ def command(objective: str, top: int, out: Path | None, as_json: bool, **asked: 
 
 def _write(found: "Plan", document: dict[str, Any], out: Path) -> None:
     """report.md, plan.json, configurations.csv and, with results, the plots with their tables."""
-    from moesim.planner.files import write_plan
+    from moesim.cli.files import write_plan
 
     write_plan(found, document, out)

@@ -53,6 +53,6 @@ def _write(result: "Result", trace: Path | None, plot: Path | None) -> None:
 
         write_json(trace, step_trace(result.scenario, result.strategy).to_chrome(result.scenario, result.strategy))
     if plot is not None:
-        from moesim.planner.files import draw_timeline
+        from moesim.cli.files import draw_timeline
 
         draw_timeline(result, plot)

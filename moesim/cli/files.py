@@ -115,7 +115,8 @@ def draw_timeline(result: Result, path: Path) -> None:
     """The pipeline of a played step."""
     from moesim import plots
 
-    frame = to_frame(step_spans(result.scenario, result.strategy))
+    spans = step_spans(result.scenario, result.strategy)
+    frame = to_frame([span for span in spans if span.layer < 0])  # passes, not the layers inside them
     picture, ax = plots.figure(rows=result.strategy.pp)
     plots.timeline(frame, ax)
     plots.save(picture, path)
