@@ -10,24 +10,26 @@ A module imports only what stands above it in this list, which is also the readi
     cluster       what it runs on: Gpu, Link, Cluster as a graph and as arrays; presets
     workload      what arrives: a training step, a prefill or a decode batch
     profile       measured seconds by shape: find, load, predict with a band, refuse to extrapolate
-    strategy      what is chosen: degrees, micro-batches, overlap, algorithms; why_not()
-    routing       who goes where: tokens[draw, source rank, expert]
-    placement     which rank holds which expert
-    memory        bytes per GPU
     compute       seconds of GEMMs, attention and expert layers on one GPU
     collectives   seconds of all-reduce, all-gather, reduce-scatter, point to point
     alltoall      where the all-to-all cost comes from: bytes[src, dst] and each algorithm's links
-    program       ops on streams: what overlaps with what in one layer pass
+    routing       who goes where: tokens[draw, source rank, expert]
+    placement     which rank holds which expert
     schedule      the order of micro-batches on pipeline stages
-    simulate      play a program: bound, batched list, SimPy events
+    strategy      what is chosen: degrees, micro-batches, overlap, algorithms; why_not()
+    stages        which layers each pipeline stage holds
+    memory        bytes per GPU
+    program       ops on streams: what overlaps with what in one layer pass
     timeline      Span records, frames, Chrome trace
+    simulate      play a program: bound, batched list, SimPy events
     step          one strategy priced and played: layer passes inside the pipeline
     metrics       tokens/s, MFU, exposed communication, imbalance, cost
-    planner       candidates, why_not, bound, play the best, rank
+    planner       candidates, why_not, bound, play the best, rank; why the first is first
     report        the recommendation in words
     plots         timeline, candidates, breakdown, topology
+    costs         one operation priced by name, or a table of them
     validate      predicted against measured
-    cli           one function per command
+    cli           one module per command; the files that they leave
 """
 
 __version__ = "0.1.0"
