@@ -88,17 +88,13 @@ def _options(operation: "Operation") -> list[Callable[[Any], Any]]:
         elif kind is not FLAG and each.default is not None:
             about += f"  [default: {each.default}]"
         if kind is FLAG:
-            found.append(
-                click.option(f"{flag}/--{off}" if off else flag, is_flag=True, default=None, help=about)
-            )
+            found.append(click.option(f"{flag}/--{off}" if off else flag, is_flag=True, default=None, help=about))
         else:
             found.append(click.option(flag, metavar=kind.metavar, help=about))
     return found
 
 
-def _price_table(
-    operation: "Operation", table: Path, out: Path | None, as_json: bool, given: dict[str, Any]
-) -> int:
+def _price_table(operation: "Operation", table: Path, out: Path | None, as_json: bool, given: dict[str, Any]) -> int:
     from moesim.costs.table import price_table, to_csv
     from moesim.timeline import write_whole
 

@@ -143,9 +143,7 @@ def _traffic(draw: _Draw) -> tuple[Traffic, ...]:
     found = []
     for share, owned in zip(shares, owner, strict=True):
         tokens = draw_tokens(share[None], draw.top_k, draw.tokens, ranks, rng)[0]  # [source, expert]
-        found.append(
-            Traffic(copies=copies_by_rank(tokens, owned, ranks), tokens=draw.tokens, token_bytes=1.0)
-        )
+        found.append(Traffic(copies=copies_by_rank(tokens, owned, ranks), tokens=draw.tokens, token_bytes=1.0))
     return tuple(found)
 
 

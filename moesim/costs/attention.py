@@ -19,20 +19,12 @@ class AttentionCall:
     kind: Literal["gqa", "mla"] = option(one_of(("gqa", "mla")), "gqa (also mha and mqa) or mla.", "gqa")
     phase: Literal["prefill", "decode"] = option(one_of(("prefill", "decode")), "prefill or decode.")
     heads: int = option(COUNT, "Query heads on this GPU.")
-    kv_heads: int | None = option(
-        COUNT, "Key and value heads on this GPU.  [default: gqa as --heads, mla 1]", None
-    )
+    kv_heads: int | None = option(COUNT, "Key and value heads on this GPU.  [default: gqa as --heads, mla 1]", None)
     head_dim: int = option(COUNT, "Dimensions of a query and a key; mla: without + with rotation (128 + 64).")
-    v_head_dim: int | None = option(
-        COUNT, "Dimensions of a value.  [default: gqa as --head-dim; mla: required]", None
-    )
-    latent_dim: int | None = option(
-        COUNT, "mla only: cached values of a token (512 + 64).  [mla: required]", None
-    )
+    v_head_dim: int | None = option(COUNT, "Dimensions of a value.  [default: gqa as --head-dim; mla: required]", None)
+    latent_dim: int | None = option(COUNT, "mla only: cached values of a token (512 + 64).  [mla: required]", None)
     batch: int = option(COUNT, "Sequences.", 1)
-    queries: int | None = option(
-        COUNT, "New tokens of a sequence.  [default: prefill as --context, decode 1]", None
-    )
+    queries: int | None = option(COUNT, "New tokens of a sequence.  [default: prefill as --context, decode 1]", None)
     context: int = option(COUNT, "Tokens that a sequence attends to, the new ones among them.")
     window: int | None = option(COUNT, "Tokens that a query sees at most.  [default: all before it]", None)
     dtype: str = option(one_of(DTYPES), "Of queries and arithmetic.", "bf16")
@@ -46,9 +38,7 @@ class AttentionCall:
         if not mla and self.latent_dim is not None:
             raise MoesimError(f"latent_dim {self.latent_dim} means nothing to gqa: leave it out, or give mla")
         if mla and self.v_head_dim is not None and self.v_head_dim > self.head_dim:
-            raise MoesimError(
-                f"v_head_dim {self.v_head_dim} is above head_dim {self.head_dim}: exchange them"
-            )
+            raise MoesimError(f"v_head_dim {self.v_head_dim} is above head_dim {self.head_dim}: exchange them")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise MoesimError(f"heads {self.heads} do not divide by kv_heads {self.kv_heads}: give a divisor")
         if self.queries is not None and self.queries > self.context:

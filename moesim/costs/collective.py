@@ -43,9 +43,7 @@ class Send:
 
     cluster: str = cluster_option()
     bytes: float = option(SIZE, "64MiB, 1.5GB or bytes.")
-    same_node: bool = option(
-        FLAG, "Inside a node, or from node to node.  [default: same node]", True, off="across"
-    )
+    same_node: bool = option(FLAG, "Inside a node, or from node to node.  [default: same node]", True, off="across")
 
     def __post_init__(self) -> None:
         settle(self)

@@ -47,9 +47,7 @@ class ExpertFfn:
         ways = ("tokens_per_expert", "tokens_global", "tokens_per_rank")
         given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
-            raise MoesimError(
-                f"{' and '.join(given) or 'no tokens'} given: give exactly one of {', '.join(ways)}"
-            )
+            raise MoesimError(f"{' and '.join(given) or 'no tokens'} given: give exactly one of {', '.join(ways)}")
         if self.tokens_per_expert is not None:
             self._check_no_group()
         else:

@@ -139,7 +139,5 @@ def stated(noun: Any) -> dict[str, Any]:
     """The fields that have a value, lists as lists."""
     found = {each.name: getattr(noun, each.name) for each in fields(noun)}
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in found.items()
-        if value is not None
+        name: list(value) if isinstance(value, tuple) else value for name, value in found.items() if value is not None
     }

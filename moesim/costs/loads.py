@@ -48,7 +48,5 @@ def _exponent(load: str, text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0.0 < value <= LARGEST_EXPONENT:
-        raise MoesimError(
-            f"load {load!r}: give an exponent above 0, up to {LARGEST_EXPONENT:g}: power-law:1.2"
-        )
+        raise MoesimError(f"load {load!r}: give an exponent above 0, up to {LARGEST_EXPONENT:g}: power-law:1.2")
     return value

@@ -108,9 +108,7 @@ def _check_header(operation: Operation, path: Path, header: list[str]) -> None:
         plain = name.lower().replace("-", "_").replace(" ", "_")
         near = get_close_matches(plain, sorted(known), n=1, cutoff=_LIKE)
         if name not in known and near:
-            raise MoesimError(
-                f"{path} column {name!r} looks like option {near[0]!r}: correct it, or rename it"
-            )
+            raise MoesimError(f"{path} column {name!r} looks like option {near[0]!r}: correct it, or rename it")
         if f"given_{name}" in header and name in (*ANSWERS, ALGORITHM):
             raise MoesimError(f"{path} has columns {name!r} and 'given_{name}': rename or drop one")
 
