@@ -128,7 +128,7 @@ def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int) -> Held:
             here = layer_on_gpu(model, model.layers[index], tp, ep, etp)
             dense[stage] += here.dense
             expert[stage] += here.expert
-    dense[-1] += model.hidden  # the final norm
+    dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
     return Held(dense, expert)
 
 
