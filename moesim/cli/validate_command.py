@@ -1,12 +1,14 @@
 """``moesim validate``: predicted against measured."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from moesim.cli.options import AS_JSON, with_options
 from moesim.cli.output import print_json, print_table
+
+COLUMNS: Final = ("group", "n", "median", "mean", "p90", "rms of log", "inside band", "tau", "goals missed")
 
 
 @click.command("validate")
@@ -25,15 +27,27 @@ def command(groups: tuple[str, ...], data: Path | None, rows: bool, check: bool,
     elif rows:
         click.echo(found.to_frame().to_csv(index=False))
     else:
-        summary = found.summary()
-        cells = [[_text(value) for value in row] for row in summary.itertuples(index=False)]
-        print_table("Predicted against measured", list(summary.columns), cells)
+        lines = found.to_dict()["groups"]
+        judged = [line for line in lines if line["n"]]
+        print_table("Error: |predicted / measured - 1|", COLUMNS, [_cells(line) for line in judged])
+        for line in (line for line in lines if line["group"] == "all" and line["targets"]):
+            goals = ", ".join(f"{name} {value:g}" for name, value in line["targets"].items())
+            click.echo(f"{line['part']}: goals {goals}")
+        for line in lines:
+            click.echo("".join(_skips(line)), nl=False)
     return 1 if check and not found.met else 0
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.3g}"
-    if isinstance(value, dict):
-        return "; ".join(f"{k}: {v}" for k, v in value.items())
-    return str(value)
+def _cells(line: dict[str, Any]) -> list[str]:
+    percents = [_percent(line[name]) for name in ("median", "mean", "p90", "rms", "inside")]
+    tau = "" if line["tau"] is None else f"{line['tau']:.2f}"
+    return [f"{line['part']}: {line['group']}", str(line["n"]), *percents, tau, " ".join(line["missed"])]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _skips(line: dict[str, Any]) -> list[str]:
+    where = f"{line['part']}: {line['group']}"
+    return [f"{where}: {count:,} not judged: {reason}\n" for reason, count in line["skipped"].items()]

@@ -29,7 +29,7 @@ MICRO_BATCHES = (1, 2, 4)
 ZERO = (1, 2, 3)  # 2 and 3 without pipeline stages only: each micro-batch would reduce and gather anew
 CHUNKS = (1, 2, 4, 8)
 OUTSIDE = "a kernel's shape is far outside what was measured (moesim cost names it)"
-LEAST_CONTEXT_SLICE = 2048  # tokens of a sequence below which context parallelism is not tried
+LEAST_CONTEXT_SLICE = 4096  # tokens of a sequence below which context parallelism is not tried
 
 
 class Variant(NamedTuple):

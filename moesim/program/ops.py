@@ -25,6 +25,7 @@ class Program:
     ops: tuple[Op, ...]
     streams: dict[str, tuple[tuple[int, Op], ...]]  # (index, op) in the order the stream plays them
     awaited: frozenset[int]  # indices of ops that another stream waits for
+    keys: tuple[str, ...]  # of the durations it needs
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
@@ -59,4 +60,5 @@ class Builder:
             ops=tuple(self.ops),
             streams={name: tuple(ops) for name, ops in streams.items()},
             awaited=frozenset(index for op in self.ops for index in op.across),
+            keys=tuple(dict.fromkeys(op.key for op in self.ops)),
         )

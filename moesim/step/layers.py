@@ -18,7 +18,7 @@ LayerPlayer = Callable[[LayerPass], FloatArray]  # -> [draw] seconds
 
 def seconds_of(layer_pass: LayerPass) -> dict[str, FloatArray]:
     """Durations by op name: [draw, rank class]."""
-    return {op.key: layer_pass.price(op.key).seconds for op in layer_pass.program}
+    return {name: layer_pass.price(name).seconds for name in layer_pass.program.keys}
 
 
 def draws_of(layer_pass: LayerPass) -> int:
@@ -82,7 +82,7 @@ def _stack(same: Sequence[LayerPass]) -> dict[str, FloatArray]:
     """
     fixed, moved = _numbered([one.fixed for one in same]), _numbered([one.moved for one in same])
     stacked = {}
-    for name in dict.fromkeys(op.key for op in same[0].program):
+    for name in same[0].program.keys:
         tables, place = moved if name in same[0].moved else fixed
         stacked[name] = np.array([prices[name].slowest for prices in tables])[place, :, None]
     return stacked

@@ -265,7 +265,8 @@ def step_seconds(passes: Passes, times: StepTimes, *, events: bool, fold: bool =
     if short != passes:
         less = replace(short, micro_batches=short.micro_batches - BATCH_CLASSES)
         rounds = (passes.micro_batches - short.micro_batches) / BATCH_CLASSES
-        end_s = end_s + rounds * (_end_by_list(short, durations) - _end_by_list(less, durations))
+        listed_s = _end_by_list(short, durations) if events else end_s
+        end_s = end_s + rounds * (listed_s - _end_by_list(less, durations))
     return end_s
 
 
@@ -284,7 +285,8 @@ def _end_by_events(passes: Passes, durations: Mapping[str, FloatArray]) -> Float
 
 
 def _play(passes: Passes, durations: Mapping[str, FloatArray]) -> Played:
-    return play_events(pipeline(passes), {key: seconds.tolist() for key, seconds in durations.items()})
+    program = pipeline(passes)
+    return play_events(program, {key: durations[key].tolist() for key in program.keys})
 
 
 def play_pipeline(passes: Passes, times: StepTimes) -> list[Span]:
