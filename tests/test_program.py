@@ -1,0 +1,153 @@
+"""What overlaps with what: the builder, a layer's ops, a step's ops."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.program import Builder, LayerShape, Passes, backward_layer, forward_layer, pipeline
+
+PLAIN = LayerShape(moe=True, ep=True, overlap=True)
+
+
+def names(program, stream):
+    return [f"{op.name} {op.chunk}" if op.chunk else op.name for op in program if op.stream == stream]
+
+
+def waits(program, name, chunk=0):
+    """Names of the ops that the first op of this name and chunk waits for."""
+    op = next(op for op in program if (op.name, op.chunk) == (name, chunk))
+    return [program[i].name for i in op.waits]
+
+
+def test_an_op_waits_across_streams_only_for_other_streams():
+    build = Builder()
+    first = build.add("a", "compute")
+    second = build.add("b", "compute", first)
+    third = build.add("c", "comm", first, second)
+    program = build.program()
+    assert program[second].waits == (first,)
+    assert program[second].across == ()
+    assert program[third].across == (first, second)
+    assert program.awaited == {first, second}
+
+
+def test_a_serial_program_is_one_chain():
+    build = Builder(serial=True)
+    for stream in ("comm", "compute", "comm"):
+        build.add("op", stream)
+    assert [op.waits for op in build.program()] == [(), (0,), (1,)]
+
+
+def test_the_key_is_the_name_unless_durations_differ():
+    build = Builder()
+    build.add("forward", "stage 0")
+    build.add("forward", "stage 0", key="forward 0.1")
+    assert [op.key for op in build.program()] == ["forward", "forward 0.1"]
+
+
+def test_dispatches_come_before_combines_and_shared_experts_before_routed_ones():
+    program = forward_layer(PLAIN._replace(chunks=2, shared=True))
+    assert names(program, "comm") == ["dispatch", "dispatch 1", "combine", "combine 1"]
+    assert names(program, "compute") == ["attention", "route", "shared", "experts", "experts 1", "merge"]
+    assert waits(program, "experts", 1) == ["dispatch"]
+    assert waits(program, "merge") == ["combine", "combine", "shared"]
+
+
+def test_weight_gradients_wait_for_the_data_gradient_of_their_chunk_only():
+    program = backward_layer(PLAIN._replace(chunks=2), recompute="none")
+    assert names(program, "comm") == ["combine grad", "combine grad 1", "dispatch grad", "dispatch grad 1"]
+    assert waits(program, "experts weight grad", 1) == ["experts grad"]
+    assert waits(program, "route grad") == ["dispatch grad", "dispatch grad"]
+
+
+def test_full_recompute_plays_the_forward_pass_first():
+    forward = [op.name for op in forward_layer(PLAIN)]
+    again = [op.name for op in backward_layer(PLAIN, recompute="full")]
+    assert again[: len(forward)] == forward
+    assert again[len(forward) :] == [op.name for op in backward_layer(PLAIN, recompute="none")]
+
+
+def test_selective_recompute_is_one_op():
+    with_it = backward_layer(PLAIN, recompute="selective")
+    assert len(with_it) == len(backward_layer(PLAIN, recompute="none")) + 1
+    assert with_it[0].name == "recompute"
+
+
+def test_tensor_parallel_blocks_stand_between_gather_and_scatter():
+    program = forward_layer(LayerShape(moe=False, tp=True))
+    assert [op.name for op in program] == [
+        "tp gather", "attention", "tp scatter", "tp gather", "ffn", "tp scatter",
+    ]  # fmt: skip
+
+
+def test_replicated_tokens_are_summed_after_attention_and_after_the_experts():
+    program = forward_layer(LayerShape(moe=True, tp=True, replicated=True))
+    assert [op.name for op in program] == ["attention", "tp scatter", "route", "experts", "merge", "tp scatter"]
+
+
+def test_zero_3_gathers_weights_first_and_zero_2_scatters_gradients_last():
+    program = backward_layer(PLAIN._replace(gathers_weights=True, reduces_gradients=True), recompute="none")
+    assert [op.name for op in program if op.stream == "dp"] == ["weight gather", "gradient scatter"]
+    assert program[0].name == "weight gather"
+    assert program[-1].name == "gradient scatter"
+
+
+def test_a_step_of_one_stage_is_forward_backward_optimizer():
+    program = pipeline(Passes(stages=1, micro_batches=2))
+    keys = [op.key for op in program]
+    assert keys == ["forward 0.0", "backward 0.0", "forward 0.0", "backward 0.0", "optimizer 0"]
+
+
+def test_micro_batches_take_turns_in_their_class():
+    program = pipeline(Passes(stages=1, micro_batches=4, classes=2, backward=False))
+    assert [op.key for op in program] == ["forward 0.0", "forward 0.1", "forward 0.0", "forward 0.1"]
+
+
+def test_the_first_two_forwards_wait_for_weights_and_gradients_leave_last():
+    program = pipeline(Passes(stages=1, micro_batches=3, reduces=True))
+    assert waits(program, "forward", 0) == ["gather first"]
+    assert waits(program, "forward", 1) == ["gather rest"]
+    assert waits(program, "forward", 2) == []
+    assert waits(program, "reduce rest") == ["forward"]  # what runs just before the last backward
+    assert waits(program, "reduce last") == ["reduce rest", "backward"]
+    assert waits(program, "optimizer") == ["backward", "reduce last"]
+
+
+def test_a_token_waits_for_the_one_before_it():
+    program = pipeline(Passes(stages=2, micro_batches=1, backward=False, rounds=2))
+    forwards = [(op.key, [program[i].key for i in op.waits]) for op in program if op.name == "forward"]
+    assert forwards == [
+        ("forward 0.0", []),
+        ("forward 1.0", ["send 0"]),
+        ("forward 0.0", ["forward 1.0"]),
+        ("forward 1.0", ["send 0"]),
+    ]
+
+
+flags = dict.fromkeys(
+    ("moe", "overlap", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"),
+    st.booleans(),
+)
+shapes = st.builds(LayerShape, chunks=st.sampled_from([1, 2, 4]), **flags)
+
+
+@given(shapes, st.sampled_from(["none", "selective", "full"]))
+def test_nothing_waits_for_what_comes_later(shape, recompute):
+    for program in (forward_layer(shape), backward_layer(shape, recompute=recompute)):
+        for index, op in enumerate(program):
+            assert all(0 <= i < index for i in op.waits)
+            assert set(op.across) <= set(op.waits)
+            assert all(program[i].stream != op.stream for i in op.across)
+        played = [pair for ops in program.streams.values() for pair in ops]
+        assert sorted(played) == list(enumerate(program))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@given(st.integers(1, 6), st.integers(1, 12), st.booleans())
+def test_every_stage_runs_every_pass_once(schedule, stages, micro_batches, reduces):
+    program = pipeline(Passes(stages=stages, micro_batches=micro_batches, schedule=schedule, reduces=reduces))
+    for stage in range(stages):
+        passes = [(op.name, op.chunk) for op in program if op.stream == f"stage {stage}"]
+        assert len(passes) == 2 * micro_batches + 1
+        for name in ("forward", "backward"):
+            assert [j for what, j in passes if what == name] == list(range(micro_batches))
