@@ -229,9 +229,9 @@ def _ranked(
     for one in played:
         best_of_layout.setdefault(layout_of(one.strategy), one)
     best_s = min((one.step_s for one in played), default=np.inf)
-    excluded = candidates.bound_s > best_s
-    played_anyway = {one.strategy for one in played}
-    cut = [c for c in np.flatnonzero(~excluded).tolist() if candidates.screen.strategy(c) not in played_anyway]
+    was_played = {one.strategy for one in played}
+    unplayed = [c for c in range(len(candidates.bound_s)) if candidates.screen.strategy(c) not in was_played]
+    cut = [c for c in unplayed if candidates.bound_s[c] <= best_s]
     results = [explain(scenario, one) for one in list(best_of_layout.values())[:top]]
     return Plan(
         scenario=scenario,
@@ -240,7 +240,7 @@ def _ranked(
         played=played,
         searched=len(candidates.bound_s),
         infeasible=dict(found.infeasible.most_common()),
-        pruned=found.dominated + int(excluded.sum()),
+        pruned=found.dominated + len(unplayed) - len(cut),
         screened=len(cut),
         lowest_screened_bound_s=float(candidates.bound_s[cut].min()) if cut else None,
         elapsed_s=perf_counter() - started_s,
