@@ -89,8 +89,11 @@ layers = shapes.map(forward_layer) | st.builds(
 )
 
 
+anything = programs() | layers
+
+
 @st.composite
-def priced(draw, some=programs() | layers):
+def priced(draw, some=anything):
     """A program and seconds for its ops; those of a rank stream by rank class."""
     program, ranks = draw(some), draw(st.integers(1, 4))
     streams = {op.key: op.stream for op in program}
