@@ -11,10 +11,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Balanced by the auxiliary loss in training. In serving sigma 0.5 gives max/mean 1.46 over 32 ranks of 8
-# experts; DeepSeek-R1 was measured at 1.50-1.54 there (NVIDIA TensorRT-LLM, examples/wide_ep, EPLB README).
-DEFAULT_ROUTING: Final = {"train": "uniform", "prefill": "lognormal:0.5", "decode": "lognormal:0.5"}
-
 SCENARIO: Final = (
     click.argument("model"),
     click.option("--cluster", "-c", required=True, help="Preset (moesim list clusters) or a YAML file."),
@@ -53,7 +49,7 @@ def read_scenario(asked: dict[str, Any]) -> "Scenario":
     from moesim.model import load_model
     from moesim.routing import parse_routing
     from moesim.step.scenario import make_scenario
-    from moesim.workload import WORKLOADS, make_workload
+    from moesim.workload import DEFAULT_ROUTING, make_workload
 
     model = load_model(asked["model"])
     cluster = load_cluster(asked["cluster"], asked["nodes"])
@@ -63,7 +59,6 @@ def read_scenario(asked: dict[str, Any]) -> "Scenario":
         raise MoesimError(f"--seed is {asked['seed']}: give 0 or more")
     sizes = {name: asked[name] for name in ("global_batch", "seq", "batch", "isl", "osl", "dtype")}
     workload = make_workload(asked["workload"], cluster.gpus, **sizes)
-    assert workload.kind in WORKLOADS
     routing = parse_routing(asked["routing"] or DEFAULT_ROUTING[workload.kind])
     return make_scenario(model, cluster, workload, routing, seed=asked["seed"], average=asked["average_load"])
 

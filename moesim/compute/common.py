@@ -19,6 +19,7 @@ WEIGHT_BYTES: Final = {  # stored bytes of one value, scales included (int4: one
 ACTIVATION_BYTES: Final = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4": 2.0, "ternary": 2.0}
 OTHER_DTYPE_ERROR: Final = 0.35  # added to the relative error of rows of another dtype
 _LAUNCH_BOUND: Final = 3.0  # seconds / roofline above which neither arithmetic nor memory is what binds
+_LAUNCH_S: Final = 1e-4  # a longer kernel is slow for another reason than its launch
 _NEAREST_DTYPE: Final = {  # where a dtype without rows is carried over from, nearest first
     "bf16": ("fp8_block", "fp8"),
     "fp8": ("fp8_block", "bf16"),
@@ -108,7 +109,8 @@ def banded(
 def limit(compute_s: FloatArray, memory_s: FloatArray, seconds: FloatArray) -> str:
     """What bounds a batch of calls, by their summed seconds."""
     compute, memory = float(np.sum(compute_s)), float(np.sum(memory_s))
-    if float(np.sum(seconds)) > _LAUNCH_BOUND * max(compute, memory):
+    total = float(np.sum(seconds))
+    if total > _LAUNCH_BOUND * max(compute, memory) and total < _LAUNCH_S * np.size(seconds):
         return "launch"
     return "compute" if compute > memory else "memory"
 

@@ -1,0 +1,65 @@
+"""The same commands as functions: names or nouns in, objects with ``to_frame()`` out."""
+
+from moesim.cluster import Cluster, load_cluster
+from moesim.metrics import Result, measure
+from moesim.model import Model, load_model
+from moesim.planner import Plan
+from moesim.planner import plan as search
+from moesim.routing import Routing, parse_routing
+from moesim.step.scenario import Scenario, make_scenario
+from moesim.strategy import Strategy, load_strategy
+from moesim.workload import DEFAULT_ROUTING, Workload, make_workload
+
+
+def scenario(
+    model: str | Model,
+    cluster: str | Cluster,
+    *,
+    nodes: int | None = None,
+    workload: str | Workload = "train",
+    routing: str | Routing | None = None,
+    seed: int = 0,
+) -> Scenario:
+    """A question: presets, paths or nouns; a workload given by name has its default size."""
+    chosen = load_cluster(cluster, nodes) if isinstance(cluster, str) else cluster
+    work = make_workload(workload, chosen.gpus) if isinstance(workload, str) else workload
+    asked = routing if routing is not None else DEFAULT_ROUTING[work.kind]
+    return make_scenario(
+        load_model(model) if isinstance(model, str) else model,
+        chosen,
+        work,
+        parse_routing(asked) if isinstance(asked, str) else asked,
+        seed=seed,
+    )
+
+
+def plan(
+    model: str | Model,
+    cluster: str | Cluster,
+    *,
+    nodes: int | None = None,
+    workload: str | Workload = "train",
+    routing: str | Routing | None = None,
+    seed: int = 0,
+    objective: str = "throughput",
+    top: int = 5,
+) -> Plan:
+    """Rank configurations: see ``moesim plan``."""
+    asked = scenario(model, cluster, nodes=nodes, workload=workload, routing=routing, seed=seed)
+    return search(asked, objective=objective, top=top)
+
+
+def simulate(
+    model: str | Model,
+    cluster: str | Cluster,
+    strategy: str | Strategy,
+    *,
+    nodes: int | None = None,
+    workload: str | Workload = "train",
+    routing: str | Routing | None = None,
+    seed: int = 0,
+) -> Result:
+    """Play one configuration: see ``moesim simulate``."""
+    asked = scenario(model, cluster, nodes=nodes, workload=workload, routing=routing, seed=seed)
+    chosen = load_strategy(strategy, asked.cluster.gpus) if isinstance(strategy, str) else strategy
+    return measure(asked, chosen)
