@@ -1,12 +1,12 @@
 """The command line: one module per command, imported when it is called.
 
-    plan      rank configurations          simulate  play one
-    cost      price one operation          list      what is there
-    validate  predicted against measured
+plan      rank configurations          simulate  play one
+cost      price one operation          list      what is there
+validate  predicted against measured
 
-    exit code 0  done
-    exit code 1  nothing feasible, or a check failed
-    exit code 2  bad input: one line that says what, which value, and what to do
+exit code 0  done
+exit code 1  nothing feasible, or a check failed
+exit code 2  bad input: one line that says what, which value, and what to do
 """
 
 import os
@@ -48,7 +48,9 @@ class Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=Lazy, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="moesim")
 def moesim() -> None:
     """Which MoE configuration should I run, how fast will it be, and why?"""

@@ -49,7 +49,7 @@ class Operations(click.Group):
             formatter.write_dl(list(OPERATIONS.items()))
 
 
-@click.command("cost", cls=Operations)
+@click.command("cost", cls=Operations, no_args_is_help=False)
 def command() -> None:
     """Price one operation: seconds with a 90 % band, a lower bound, what limits it, and its source.
 
