@@ -103,7 +103,8 @@ def ends(scenario: Scenario, strategy: Strategy) -> Ends:
     """Prices of transfers between stages and of what a training step adds around its passes."""
     stages = range(strategy.pp)
     rows = blocks.tokens_per_tp_group(scenario, strategy.micro_batch, strategy.cp) / strategy.tp
-    inside = [((s + 1) * strategy.stage_gpus) % scenario.cluster.gpus_per_node != 0 for s in stages]
+    node, size = scenario.cluster.gpus_per_node, strategy.stage_gpus
+    inside = [s * size // node == ((s + 2) * size - 1) // node for s in stages]  # both stages in one node
     send = [_transfer(scenario, rows, same_node) for same_node in inside]
     nothing = [NOTHING] * strategy.pp
     if not scenario.workload.trains:
