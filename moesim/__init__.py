@@ -29,6 +29,7 @@ A module imports only what stands above it in this list, which is also the readi
     plots         timeline, candidates, breakdown, topology
     costs         one operation priced by name, or a table of them
     validate      predicted against measured
+    api           the commands as Python functions: plan(), simulate()
     cli           one module per command; the files that they leave
 """
 
