@@ -18,7 +18,7 @@ from moesim.profile import DataSheet, Fit
 _LEAST_ACTIVE: Final = 1 / 16  # expected active experts of an almost idle rank
 _MOST_TOKENS: Final = 2.0**18
 _NO_EXTRA: Final = 1e-5  # of one expert's first token: the smallest extra work told apart
-_ACTIVE, _EXTRA, _MOST = 12, 200, 40  # points of the table's axes
+_ACTIVE, _EXTRA, _MOST = 12, 120, 28  # points of the table's axes
 _SKEWS: Final = np.log([1.0, 2.0, 5.0, 15.0, 60.0])
 _COARSE: Final = 20  # loads at which the correction itself is evaluated
 
