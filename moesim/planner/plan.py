@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES: Final = ("throughput", "latency", "cost")
 PROMISING: Final = 2000  # at most, by bound, go on to the list schedule
-WITHIN: Final = 1.3  # of the lowest bound, unless that leaves fewer than a tenth of PROMISING
+WITHIN: Final = 1.3  # of the lowest bound, unless that leaves fewer than a quarter of PROMISING
 FINALISTS: Final = 52  # by list schedule, are played
 LAYOUTS_FIRST: Final = 40  # finalists that are the best of their layout; the rest are the next best overall
 LAYOUTS_PER_WORKER: Final = 100  # fewer are done sooner than a process starts
@@ -174,7 +174,7 @@ def _listed(numbered: Screen, found: Shard, spread: Spread) -> FloatArray:
         return listed
     order = np.argsort(found.bound_s, kind="stable")
     near = int((found.bound_s <= WITHIN * found.bound_s[order[0]]).sum())
-    promising = np.sort(order[: min(PROMISING, max(near, PROMISING // 10))])
+    promising = np.sort(order[: min(PROMISING, max(near, PROMISING // 4))])
     edges = numbered.first[np.cumsum((0, *found.frames))]  # first candidate of each part
     parts = [promising[(promising >= low) & (promising < high)] for low, high in pairwise(edges)]
     listed[promising] = np.concatenate(spread(list_part, [_named(numbered, part) for part in parts]))
