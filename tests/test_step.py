@@ -1,4 +1,4 @@
-"""A step: the pipeline of stage passes, where its seconds go, and what skewed routing does to it."""
+"""A step of a strategy: where its seconds go, and what skewed routing does to it."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -15,20 +15,16 @@ from moesim.collectives import point_to_point
 from moesim.errors import MoesimError
 from moesim.metrics import measure
 from moesim.model import load_model
-from moesim.program import Passes
 from moesim.routing import draw_tokens, imbalance, parse_routing, popularity
 from moesim.schedule import SCHEDULES
 from moesim.step import experts
 from moesim.step.layers import bounded
 from moesim.step.passes import forward_pass, pass_key, spread
 from moesim.step.play import (
-    StepTimes,
     ends,
-    folded,
     passes_of,
     stage_passes,
     step_bound,
-    step_seconds,
     step_times,
 )
 from moesim.step.scenario import make_scenario
@@ -47,101 +43,6 @@ def scenario(kind="train", model="mixtral-8x7b", nodes=2, routing="lognormal:1",
     cluster = load_cluster("dgx-h100", nodes)
     work = make_workload(kind, cluster.gpus, **(sizes or SIZES[kind]))
     return make_scenario(load_model(model), cluster, work, parse_routing(routing), seed=seed)
-
-
-# The pipeline: seconds drawn, not priced.
-
-
-def times(forward, backward=0.0, send=0.0, once=0.0):
-    """[stage, micro-batch class] seconds of passes; the rest by stage."""
-    forward = np.asarray(forward, dtype=float)
-    stages = len(forward)
-    once = np.broadcast_to(np.asarray(once, dtype=float), (5, stages))
-    send = np.broadcast_to(np.asarray(send, dtype=float), (stages,))
-    return StepTimes(forward, np.broadcast_to(backward, forward.shape) * 1.0, send, *once)
-
-
-def equal(stages, forward, **more):
-    return times(np.full((stages, 2), forward), **more)
-
-
-@st.composite
-def pipelines(draw, kinds=("gpipe", "1f1b", "forward", "decode"), most=40):
-    """Passes and seconds for them."""
-    kind, stages = draw(st.sampled_from(kinds)), draw(st.integers(1, 6))
-    trains = kind in SCHEDULES
-    passes = Passes(
-        stages=stages, micro_batches=draw(st.integers(1, most)), classes=2,
-        schedule=kind if trains else "forward", backward=trains, rounds=3 if kind == "decode" else 1,
-        reduces=trains and draw(st.booleans()),
-    )  # fmt: skip
-    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
-    passing, sending = draw(st.sampled_from([(0.1, 0.0), (0.1, 0.2), (0.9, 2.0)]))  # even, usual, wild
-    forward = rng.uniform(1 - passing, 1 + passing, (stages, 2))
-    backward = rng.uniform(2 - passing, 2 + passing, (stages, 2)) if trains else 0.0
-    once = rng.uniform(0, 1, (5, stages)) if trains else 0.0
-    return passes, times(forward, backward, rng.uniform(0, sending, stages), once)
-
-
-def seconds(passes, priced, **how):
-    return float(step_seconds(passes, priced, **({"events": False, "fold": False} | how)))
-
-
-@given(pipelines())
-def test_simpy_and_the_list_schedule_play_the_same_step(case):
-    assert seconds(*case, events=True) == pytest.approx(seconds(*case), rel=1e-9)
-
-
-@given(pipelines())
-def test_no_step_ends_before_its_bound(case):
-    passes, priced = case
-    assert float(step_bound(passes, priced, passes.micro_batches)) <= seconds(*case) * (1 + 1e-9)
-
-
-@given(pipelines(kinds=("gpipe", "forward"), most=120))
-def test_folding_is_exact_where_stages_wait_in_one_direction_at_a_time(case):
-    assert seconds(*case, fold=True) == pytest.approx(seconds(*case), rel=1e-9)
-
-
-@given(st.integers(1, 8), st.integers(1, 200), st.integers(0, 7), st.floats(0.0, 0.1))
-def test_folding_1f1b_is_exact_where_one_stage_is_the_slowest(stages, micro_batches, slow, send):
-    forward = np.ones((stages, 2))
-    forward[slow % stages] = 2.0
-    case = Passes(stages=stages, micro_batches=micro_batches, classes=2), times(forward, 2 * forward, send)
-    assert seconds(*case, fold=True) == pytest.approx(seconds(*case), rel=1e-9)
-
-
-def test_a_folded_step_is_short_whatever_the_number_of_micro_batches():
-    short = folded(Passes(stages=4, micro_batches=1001, classes=2))
-    assert short.micro_batches < 20
-    assert short.micro_batches % 2 == 1
-    assert folded(Passes(stages=4, micro_batches=8)).micro_batches == 8
-
-
-def test_one_stage_decodes_a_token_per_pass():
-    passes = Passes(stages=1, micro_batches=1, backward=False, rounds=3)
-    assert seconds(passes, equal(1, 5.0)) == 5.0
-
-
-def test_as_many_micro_batches_as_stages_keep_every_stage_busy():
-    # 4 stages of 1 s: each micro-batch gets its next token after 4 s, and so do 4 of them
-    for micro_batches in (1, 4):
-        passes = Passes(stages=4, micro_batches=micro_batches, backward=False, rounds=3)
-        assert seconds(passes, equal(4, 1.0)) == 4.0
-    # with 8, a token waits for the 7 others
-    assert seconds(Passes(stages=4, micro_batches=8, backward=False, rounds=3), equal(4, 1.0)) == 8.0
-
-
-def test_transfers_add_to_the_time_between_tokens():
-    passes = Passes(stages=4, micro_batches=4, backward=False, rounds=3)
-    assert seconds(passes, equal(4, 1.0, send=0.5)) == 4 * 1.0 + 3 * 0.5
-
-
-def test_weights_delay_the_first_pass_and_gradients_follow_the_last():
-    # once: gather first, gather rest, reduce rest, reduce last, optimizer
-    passes = Passes(stages=1, micro_batches=4, reduces=True)
-    step_s = seconds(passes, equal(1, 1.0, backward=2.0, once=[[1.0], [1.0], [1.0], [10.0], [100.0]]))
-    assert step_s == 1 + 4 * 3 + 10 + 100
 
 
 @pytest.mark.parametrize(
