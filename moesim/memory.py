@@ -75,9 +75,7 @@ def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: floa
     return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
 
 
-def _training(
-    model: Model, workload: Workload, strategy: Strategy, imbalance: float
-) -> tuple[FloatArray | float, ...]:
+def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
     """The fields of Memory for every stage."""
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     tokens = tokens_on_gpu(workload, strategy)
@@ -94,9 +92,7 @@ def _training(
     )
 
 
-def _serving(
-    model: Model, workload: Workload, strategy: Strategy, imbalance: float
-) -> tuple[FloatArray | float, ...]:
+def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
     """The fields of Memory for every stage; embedding and head stay in bf16."""
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     ends = _ends_by_stage(model, strategy.pp) / strategy.tp

@@ -1,12 +1,12 @@
 """What a played step means: one function per metric, and a Result that holds them all.
 
-    step_time_s | ttft_s | tpot_s   seconds of the step: training | prefill | decode
-    tokens_per_s                    new tokens of the step over its seconds; prefill batches follow one another,
-                                    so there it is over the busy seconds of the fullest stage
-    mfu                             model FLOPs (no recompute) over the dense peak of the workload's dtype
-    exposed_comm_fraction           share of the step in which only communication runs
-    imbalance                       max/mean of the tokens that expert-parallel ranks receive
-    cost_per_million_tokens         GPUs x price per GPU-hour over tokens; None without a price
+step_time_s | ttft_s | tpot_s   seconds of the step: training | prefill | decode
+tokens_per_s                    new tokens of the step over its seconds; prefill batches follow one another,
+                                so there it is over the busy seconds of the fullest stage
+mfu                             model FLOPs (no recompute) over the dense peak of the workload's dtype
+exposed_comm_fraction           share of the step in which only communication runs
+imbalance                       max/mean of the tokens that expert-parallel ranks receive
+cost_per_million_tokens         GPUs x price per GPU-hour over tokens; None without a price
 """
 
 from dataclasses import dataclass
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 TIME_METRIC: Final = {"train": "step_time_s", "prefill": "ttft_s", "decode": "tpot_s"}
 FULL: Final = 0.94  # share of GPU memory that may be planned; the allocator needs the rest (estimated)
-# What no kernel table knows: framework, host, clocks, missing techniques. The 90th percentile of the log error of
-# the cited runs that ship with ``moesim validate`` (5 training, 17 serving figures) is 0.74 and 0.52: as ratios minus one,
+# What no kernel table knows: framework, host, clocks, missing techniques. The 90th percentile of the log error
+# of the cited runs that ship with ``moesim validate`` (5 training, 17 serving figures) is 0.74 and 0.52; as
+# ratios minus one:
 UNMODELLED: Final = {"train": 1.10, "prefill": 0.68, "decode": 0.68}
 OF_TIME: Final = ("step_time_s", "ttft_s", "tpot_s", "cost_per_million_tokens")
 OF_SPEED: Final = ("tokens_per_s", "tokens_per_s_per_gpu", "mfu")

@@ -66,7 +66,5 @@ def by_rank(amount: NDArray[Number], owner: IntArray, ranks: int) -> NDArray[Num
 
 def _slots(experts: int, ranks: int) -> int:
     if ranks < 1 or experts % ranks:
-        raise MoesimError(
-            f"{experts} experts do not divide over {ranks} ranks: choose ranks that divide {experts}"
-        )
+        raise MoesimError(f"{experts} experts do not divide over {ranks} ranks: choose ranks that divide {experts}")
     return experts // ranks

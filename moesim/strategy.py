@@ -206,6 +206,9 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
         raise MoesimError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise MoesimError(f"{where} holds {type(values).__name__}: write key: value pairs such as 'ep: 8'")
+    ranked = values.get("configurations")
+    if isinstance(ranked, list) and ranked and isinstance(ranked[0], dict):  # a whole plan: its first answer
+        values = ranked[0]
     inner = values.get("strategy", values)
     return dict(inner) if isinstance(inner, dict) else values
 

@@ -45,9 +45,7 @@ def to_frame(spans: Iterable[Span]) -> "pd.DataFrame":
     return pd.DataFrame(list(spans), columns=list(Span._fields))
 
 
-def chrome_trace(
-    spans: Iterable[Span], rank_word: str, metadata: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def chrome_trace(spans: Iterable[Span], rank_word: str, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The Trace Event Format that Perfetto and chrome://tracing open: one process per rank and rank class,
     one thread per stream. Times are microseconds, rounded to the nanosecond at both ends, so that spans
     which touch still touch."""
@@ -57,9 +55,7 @@ def chrome_trace(
     threads = {stream: tid for tid, stream in enumerate(streams)}
     numbered = {span.what for span in kept if span.chunk}
     events = _names(kept, rank_word, processes, threads)
-    events += [
-        _event(s, processes[s.rank_class, s.rank], threads[s.stream], s.what in numbered) for s in kept
-    ]
+    events += [_event(s, processes[s.rank_class, s.rank], threads[s.stream], s.what in numbered) for s in kept]
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": dict(metadata or {})}
 
 
@@ -113,9 +109,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         partial.replace(path)
     except OSError as error:
-        raise MoesimError(
-            f"cannot write {path}: {error.strerror or error}; give a folder you may write"
-        ) from None
+        raise MoesimError(f"cannot write {path}: {error.strerror or error}; give a folder you may write") from None
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

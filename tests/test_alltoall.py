@@ -88,18 +88,14 @@ def test_what_stays_on_its_rank_is_free():
 
 def test_inside_a_node_an_even_exchange_takes_the_measured_time():
     # 512 MiB a rank on 8 H100: 1490.42 us, NCCL 2.29.2 (aiconfigurator-core 0.12.0, nccl-tests)
-    even = Traffic(
-        copies=np.full((8, 8), 8192.0), tokens=8192, token_bytes=8192
-    )  # 8 x 8192 x 8 KiB = 512 MiB
+    even = Traffic(copies=np.full((8, 8), 8192.0), tokens=8192, token_bytes=8192)  # 8 x 8192 x 8 KiB = 512 MiB
     cost = all_to_all(load_cluster("dgx-h100"), Group(size=8, per_node=8), even, "linear")
     assert cost.seconds == pytest.approx(1490.42 * US)
 
 
 def test_ag_rs_is_an_all_gather_out_and_a_reduce_scatter_home():
     group = Group(size=16, per_node=8)
-    there, home = (
-        all_to_all(TWO_NODES, group, uniform(128, 16), "ag_rs", d) for d in ("dispatch", "combine")
-    )
+    there, home = (all_to_all(TWO_NODES, group, uniform(128, 16), "ag_rs", d) for d in ("dispatch", "combine"))
     assert home.seconds == reduce_scatter(TWO_NODES, group, 16 * 128 * 14336).seconds
     assert there.seconds != home.seconds
 
@@ -246,7 +242,5 @@ def test_four_draws_of_256_ranks_take_milliseconds():
 
 def test_in_node_bytes_are_those_of_the_send_buffer():
     # an even exchange of S a rank puts S (R-1)/R on each port and takes what NCCL's curve says for S
-    cost = all_to_all(
-        load_cluster("dgx-h100"), Group(size=4, per_node=4), traffic(np.full((4, 4), 10.0)), "linear"
-    )
+    cost = all_to_all(load_cluster("dgx-h100"), Group(size=4, per_node=4), traffic(np.full((4, 4), 10.0)), "linear")
     assert cost.seconds == pytest.approx(in_node(load_cluster("dgx-h100"), "all_to_all", 4, 40e6).seconds)

@@ -151,9 +151,7 @@ def test_a_group_that_does_not_fit_is_refused():
 
 def test_a_table_with_a_missing_column_is_refused(tmp_path, monkeypatch):
     (tmp_path / "h100").mkdir()
-    (tmp_path / "h100" / "collectives.csv").write_text(
-        "op,ranks,bytes,library,basis,source\nall_gather,8,1,x,y,z\n"
-    )
+    (tmp_path / "h100" / "collectives.csv").write_text("op,ranks,bytes,library,basis,source\nall_gather,8,1,x,y,z\n")
     monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
     with pytest.raises(MoesimError, match=r"line 2 has no 'time_us'"):
         all_gather(H100, Group(size=8, per_node=8), 1e6)

@@ -120,9 +120,7 @@ def test_int4_reads_a_quarter_and_is_estimated() -> None:
         (1.0, 5.0, {"chunk": 2}, 1.0),
     ],
 )
-def test_attended_pairs_count_the_mask(
-    queries: float, context: float, masks: dict[str, int], pairs: float
-) -> None:
+def test_attended_pairs_count_the_mask(queries: float, context: float, masks: dict[str, int], pairs: float) -> None:
     assert attended_pairs(decode(queries=queries, context=context, **masks)) == pairs
 
 

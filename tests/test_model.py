@@ -42,9 +42,7 @@ def tiny_attention(**changes):
 
 def tiny(ffn, attention=None, **changes):
     layer = Layer(attention=attention or tiny_attention(), ffn=ffn)
-    return Model(
-        **({"name": "tiny", "hidden": 8, "vocab": 10, "layers": (layer,), "source": "here"} | changes)
-    )
+    return Model(**({"name": "tiny", "hidden": 8, "vocab": 10, "layers": (layer,), "source": "here"} | changes))
 
 
 def test_multi_token_prediction_is_listed_apart():
@@ -56,9 +54,7 @@ def test_multi_token_prediction_is_listed_apart():
 
 def test_a_layer_lists_its_parts():
     # hidden 8; q 8x8, k and v 8x4, o 8x8; 4 experts of 3 x 8 x 5 and a shared one of width 6
-    model = tiny(
-        Experts(experts=4, top_k=2, width=5, shared_width=6, shared_gate=True, score_correction=True)
-    )
+    model = tiny(Experts(experts=4, top_k=2, width=5, shared_width=6, shared_gate=True, score_correction=True))
     part = layer_parameters(model, model.layers[0])
     assert part.attention == 64 + 32 + 32 + 64
     assert part.shared == 3 * 8 * 6 + 8

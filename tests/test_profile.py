@@ -43,9 +43,7 @@ def test_a_table_is_columns_of_text_and_numbers_in_seconds(tmp_path: Path) -> No
         (HEADER + "a,bf16,1,2\n", "line 2 has 4 cells, not 6"),
     ],
 )
-def test_a_bad_table_is_refused_in_one_line_with_file_and_column(
-    tmp_path: Path, text: str, says: str
-) -> None:
+def test_a_bad_table_is_refused_in_one_line_with_file_and_column(tmp_path: Path, text: str, says: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(MoesimError) as error:
         read_table(path, "gemm")
@@ -103,9 +101,7 @@ def test_the_environment_names_the_folder_and_a_wrong_one_is_refused(
 def test_own_tables_are_published_and_loaded_once() -> None:
     profile = load_profile(GPUS["H200"])
     assert profile.limits == ()
-    assert all(
-        tables[0].basis is PUBLISHED and not tables[0].carried_error for tables in profile.tables.values()
-    )
+    assert all(tables[0].basis is PUBLISHED and not tables[0].carried_error for tables in profile.tables.values())
     assert load_profile(GPUS["H200"]) is profile
 
 

@@ -151,9 +151,7 @@ def test_every_layer_has_its_own_popular_experts():
     assert shares[0].max() == pytest.approx(64 * shares[0].min())
 
 
-@pytest.mark.parametrize(
-    "text", ["uniform", "zipf:1.2", "lognormal:0.5", "gpt-oss-20b-mmlu", "gpt-oss-20b-polyglot"]
-)
+@pytest.mark.parametrize("text", ["uniform", "zipf:1.2", "lognormal:0.5", "gpt-oss-20b-mmlu", "gpt-oss-20b-polyglot"])
 def test_a_label_can_be_typed_again_and_shares_sum_to_one(text):
     routing = parse_routing(text)
     assert parse_routing(routing.label).label == text

@@ -28,9 +28,7 @@ def test_a_csv_histogram_becomes_shares_per_layer(tmp_path, column):
 
 
 def test_rows_of_one_expert_add_up_unless_a_part_is_chosen(tmp_path):
-    path = write(
-        tmp_path / "a.csv", "task,layer,expert,count\nchat,0,0,4\nchat,0,1,0\ncode,0,0,0\ncode,0,1,12\n"
-    )
+    path = write(tmp_path / "a.csv", "task,layer,expert,count\nchat,0,0,4\nchat,0,1,0\ncode,0,0,0\ncode,0,1,12\n")
     assert load(path) == [[0.25, 0.75]]
     assert load(f"{path}#chat") == [[1.0, 0.0]]
 

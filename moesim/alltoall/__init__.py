@@ -43,9 +43,7 @@ def all_to_all(
     """Seconds of one dispatch or combine. ``copies[..., src, dst]`` gives costs of shape ``[...]``."""
     check_group(cluster, group)
     if traffic.copies.shape[-1] != group.size:
-        raise MoesimError(
-            f"copies of {traffic.copies.shape[-1]} ranks in a group of {group.size}: draw them for it"
-        )
+        raise MoesimError(f"copies of {traffic.copies.shape[-1]} ranks in a group of {group.size}: draw them for it")
     reason = unsupported(cluster, group, algorithm)
     if reason is not None:
         raise MoesimError(f"all-to-all {algorithm}: {reason}")

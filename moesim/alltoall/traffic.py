@@ -33,14 +33,10 @@ class Traffic:
         if len(shape) < 2 or shape[-1] != shape[-2]:
             raise MoesimError(f"copies of shape {shape}: give [..., src rank, dst rank]")
         if self.token_bytes <= 0 or self.tokens < 0:
-            raise MoesimError(
-                f"{self.tokens} tokens of {self.token_bytes} bytes: at least 0 of more than 0 bytes"
-            )
+            raise MoesimError(f"{self.tokens} tokens of {self.token_bytes} bytes: at least 0 of more than 0 bytes")
 
 
-def copies_by_rank(
-    tokens: NDArray[np.integer] | FloatArray, owner: NDArray[np.integer], ranks: int
-) -> FloatArray:
+def copies_by_rank(tokens: NDArray[np.integer] | FloatArray, owner: NDArray[np.integer], ranks: int) -> FloatArray:
     """``tokens[..., src, expert]``, ``owner[expert]`` -> ``copies[..., src, dst]``, one copy per choice."""
     order = np.argsort(owner, kind="stable")
     in_place = np.array_equal(order, np.arange(len(owner)))

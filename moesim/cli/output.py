@@ -3,10 +3,13 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import click
+
+from moesim.errors import MoesimError
 
 Advance = Callable[[str, float], None]
 
@@ -31,6 +34,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
     console.print(table)
+
+
+def check_file(path: Path | None, option: str, endings: Sequence[str]) -> None:
+    """Refuse a file that could not be written, before the work is done."""
+    if path is None:
+        return
+    if path.suffix not in endings:
+        raise MoesimError(f"{option} {path}: end its name in {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise MoesimError(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import click
 
 from moesim.cli.options import AS_JSON, SCENARIO, described, read_scenario, with_options
 from moesim.cli.output import print_json, print_table, progress
+from moesim.errors import MoesimError
 
 if TYPE_CHECKING:
     from moesim.planner import Plan
@@ -24,6 +25,8 @@ def command(objective: str, top: int, out: Path | None, as_json: bool, **asked: 
     from moesim.planner.plan import to_dict
     from moesim.report import COLUMNS, as_text, nothing_feasible, question, recommendation, table_row
 
+    if out is not None and out.exists() and not out.is_dir():
+        raise MoesimError(f"--out {out} is a file: name a folder")
     scenario = read_scenario(asked)
     with progress() as advance:
         found = plan(scenario, objective=objective, top=top, progress=advance)

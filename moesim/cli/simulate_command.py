@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moesim.cli.options import AS_JSON, SCENARIO, described, read_scenario, with_options
-from moesim.cli.output import print_json, print_table
+from moesim.cli.output import check_file, print_json, print_table
 
 if TYPE_CHECKING:
     from moesim.metrics import Result
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 @click.command("simulate")
 @with_options(*SCENARIO)
 @click.option("--strategy", "-s", required=True,
-              help="'dp=8 ep=8 tp=1 pp=1 all_to_all=2dh chunks=2 …', a YAML file, or a plan's JSON.")  # fmt: skip
+              help="'dp=8 ep=8 tp=1 pp=1 all_to_all=2dh chunks=2 …', a YAML file, or a plan.json.")  # fmt: skip
 @click.option("--batched", is_flag=True, help="Use the batched list schedule instead of SimPy.")
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Chrome/Perfetto trace to write.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Timeline to draw (.png, .svg, .pdf).")
 @AS_JSON
-def command(
-    strategy: str, batched: bool, trace: Path | None, plot: Path | None, as_json: bool, **asked: Any
-) -> int:
+def command(strategy: str, batched: bool, trace: Path | None, plot: Path | None, as_json: bool, **asked: Any) -> int:
     """Play MODEL under one strategy: time, breakdown, exposed communication, imbalance, memory."""
     from moesim.metrics import measure
     from moesim.report import as_text, question, result_lines
     from moesim.strategy import load_strategy, show
 
+    check_file(trace, "--trace", (".json",))
+    check_file(plot, "--plot", (".png", ".svg", ".pdf"))
     scenario = read_scenario(asked)
     chosen = load_strategy(strategy, scenario.cluster.gpus)
     result = measure(scenario, chosen, events=not batched)

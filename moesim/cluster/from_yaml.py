@@ -76,7 +76,7 @@ class _ClusterKeys(_Keys):
     gpus_per_node: _Count
     scale_up: _LinkKeys
     scale_out: _LinkKeys | None = None
-    nics_per_node: Annotated[StrictInt, Field(ge=0)] = 0
+    nics_per_node: Annotated[StrictInt, Field(ge=0)] | None = None  # one per GPU where there is a scale_out link
     gpu_hour_price: Annotated[float, Field(gt=0)] | None = None
     gpu_hour_price_source: str = ""
     source: _Text
@@ -86,9 +86,7 @@ def read_cluster(path: Path) -> Cluster:
     """The cluster in one YAML file. MoesimError names the file, the key, the value and what to do."""
     keys = _checked(_ClusterKeys, _load(path), f"{path}: ")
     if keys.gpu_hour_price is not None and not keys.gpu_hour_price_source:
-        raise MoesimError(
-            f"{path}: gpu_hour_price {keys.gpu_hour_price} has no source: add gpu_hour_price_source"
-        )
+        raise MoesimError(f"{path}: gpu_hour_price {keys.gpu_hour_price} has no source: add gpu_hour_price_source")
     try:
         return Cluster(
             name=keys.name,
@@ -97,7 +95,7 @@ def read_cluster(path: Path) -> Cluster:
             gpus_per_node=keys.gpus_per_node,
             scale_up=_link(keys.scale_up),
             scale_out=None if keys.scale_out is None else _link(keys.scale_out),
-            nics_per_node=keys.nics_per_node,
+            nics_per_node=_nics(keys),
             gpu_hour_price=keys.gpu_hour_price,
             gpu_hour_price_source=keys.gpu_hour_price_source,
             source=keys.source,
@@ -126,9 +124,7 @@ def _checked(model: type[_KeysT], raw: object, where: str) -> _KeysT:
         return model.model_validate(raw)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        first = min(
-            found, key=lambda each: each["type"] != "extra_forbidden"
-        )  # a typo explains what is missing
+        first = min(found, key=lambda each: each["type"] != "extra_forbidden")  # a typo explains what is missing
         raise MoesimError(where + _one_line(first["type"], first, model)) from None
 
 
@@ -148,12 +144,17 @@ def _known_keys(model: type[_Keys], parents: tuple[str | int, ...]) -> list[str]
     return list((inner[str(parents[0])] if parents else model).model_fields)
 
 
+def _nics(keys: _ClusterKeys) -> int:
+    """As stated; left out, one per GPU where there is a link between nodes."""
+    if keys.nics_per_node is not None:
+        return keys.nics_per_node
+    return 0 if keys.scale_out is None else keys.gpus_per_node
+
+
 def _gpu(stated: str | dict[str, Any], path: Path) -> Gpu:
     if isinstance(stated, str):
         if stated not in GPUS:
-            raise MoesimError(
-                f"{path}: gpu: {choice('GPU', stated, list(GPUS))}, or describe it as a mapping"
-            )
+            raise MoesimError(f"{path}: gpu: {choice('GPU', stated, list(GPUS))}, or describe it as a mapping")
         return GPUS[stated]
     keys = _checked(_GpuKeys, stated, f"{path}: gpu.")
     return Gpu(

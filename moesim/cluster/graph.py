@@ -39,9 +39,7 @@ def _add_node(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
     gpus = [gpu_name(node, local) for local in range(cluster.gpus_per_node)]
     net.add_nodes_from(gpus, kind="gpu")
     both = [(gpu, switch) for gpu in gpus] + [(switch, gpu) for gpu in gpus]
-    net.add_edges_from(
-        both, kind=up.kind, bandwidth_bytes_per_s=up.bandwidth_bytes_per_s, latency_s=up.latency_s / 2
-    )
+    net.add_edges_from(both, kind=up.kind, bandwidth_bytes_per_s=up.bandwidth_bytes_per_s, latency_s=up.latency_s / 2)
     if cluster.scale_out is not None:
         _add_nics(net, cluster, cluster.scale_out, node)
 
@@ -67,9 +65,7 @@ def _add_fabric(net: "nx.DiGraph[str]", cluster: Cluster, out: Link) -> None:
         leaf, nic_bytes_per_s = f"leaf{rail}", share * out.bandwidth_bytes_per_s
         net.add_node(leaf, kind="leaf")
         down = [edge for node in range(cluster.nodes) for edge in _both(f"n{node}.nic{rail}", leaf)]
-        net.add_edges_from(
-            down, kind="nic", bandwidth_bytes_per_s=nic_bytes_per_s, latency_s=out.latency_s / 2
-        )
+        net.add_edges_from(down, kind="nic", bandwidth_bytes_per_s=nic_bytes_per_s, latency_s=out.latency_s / 2)
         up = nic_bytes_per_s * cluster.nodes
         net.add_edges_from(_both(leaf, "spine"), kind="uplink", bandwidth_bytes_per_s=up, latency_s=0.0)
 

@@ -79,13 +79,9 @@ class Cluster:
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise MoesimError(f"cluster {self.name}: {what} {count}: give a whole number of at least 1")
         if self.nodes > 1 and self.scale_out is None:
-            raise MoesimError(
-                f"cluster {self.name} has {self.nodes} nodes and no scale_out link: describe its NICs"
-            )
+            raise MoesimError(f"cluster {self.name} has {self.nodes} nodes and no scale_out link: describe its NICs")
         if self.scale_up.kind == "nic" or (self.scale_out is not None and self.scale_out.kind != "nic"):
-            raise MoesimError(
-                f"cluster {self.name}: scale_up is nvlink or pcie, scale_out is nic: correct the kinds"
-            )
+            raise MoesimError(f"cluster {self.name}: scale_up is nvlink or pcie, scale_out is nic: correct the kinds")
         if (self.scale_out is None) != (self.nics_per_node == 0) or self.nics_per_node < 0:
             raise MoesimError(
                 f"cluster {self.name}: nics_per_node {self.nics_per_node}: "
@@ -109,9 +105,7 @@ class Group:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.per_node < 1 or self.per_node > self.size:
-            raise MoesimError(
-                f"a group of {self.size} ranks with {self.per_node} a node: 1 <= per_node <= size"
-            )
+            raise MoesimError(f"a group of {self.size} ranks with {self.per_node} a node: 1 <= per_node <= size")
         if self.size % self.per_node:
             raise MoesimError(f"a group of {self.size} ranks does not divide into nodes of {self.per_node}")
 
@@ -125,8 +119,7 @@ def check_group(cluster: Cluster, group: Group) -> None:
     """Refuse a group that the cluster cannot hold."""
     if group.per_node > cluster.gpus_per_node:
         raise MoesimError(
-            f"a group with {group.per_node} ranks a node on {cluster.name}: "
-            f"its nodes have {cluster.gpus_per_node} GPUs"
+            f"a group with {group.per_node} ranks a node on {cluster.name}: its nodes have {cluster.gpus_per_node} GPUs"
         )
     if group.size > cluster.gpus or group.nodes > cluster.nodes:
         raise MoesimError(

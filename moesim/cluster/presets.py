@@ -70,9 +70,7 @@ _VIDUR: Final = "latency: send/recv intercept, microsoft/vidur 7d47513"
 _ASSUMED_NIC: Final = "92 % of the data sheet and the latency of H100's NICs assumed"
 
 
-def _link(
-    kind: LinkKind, gb_s: tuple[float, float], latency_us: float, basis: BasisName, source: str
-) -> Link:
+def _link(kind: LinkKind, gb_s: tuple[float, float], latency_us: float, basis: BasisName, source: str) -> Link:
     """``gb_s``: achieved and peak GB/s per GPU and direction."""
     return Link(
         kind=kind,

@@ -77,9 +77,7 @@ def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | floa
     if op not in OPS:
         raise choice("collective", op, OPS)
     if not 1 <= ranks <= cluster.gpus_per_node:
-        raise MoesimError(
-            f"{op} on {ranks} ranks of one {cluster.name} node: choose 1 to {cluster.gpus_per_node}"
-        )
+        raise MoesimError(f"{op} on {ranks} ranks of one {cluster.name} node: choose 1 to {cluster.gpus_per_node}")
     size = np.asarray(size_bytes, dtype=np.float64)
     kind = cluster.scale_up.kind
     if ranks == 1:
@@ -119,9 +117,7 @@ def _band(known: Curves, ranks: int) -> float:
 def node_curves(cluster: Cluster, op: str) -> Curves:
     """The curves of ``op`` for one node of this cluster: its own, or those of the nearest measured GPU."""
     up = cluster.scale_up
-    donor = CLUSTERS[
-        _DONORS.get((up.kind, cluster.gpu.architecture if up.kind == "nvlink" else ""), "dgx-h100")
-    ]
+    donor = CLUSTERS[_DONORS.get((up.kind, cluster.gpu.architecture if up.kind == "nvlink" else ""), "dgx-h100")]
     slower = donor.scale_up.bandwidth_bytes_per_s / up.bandwidth_bytes_per_s
     curves, basis, source = read_curves(donor.gpu.name, op)
     equal = abs(slower - 1.0) < 0.01
@@ -176,12 +172,8 @@ def _rows(path: Path) -> tuple[dict[str, str], ...]:
     for line, row in enumerate(rows, 2):
         for column in COLUMNS:
             if row.get(column) is None:
-                raise MoesimError(
-                    f"{path} line {line} has no {column!r}: its columns are {', '.join(COLUMNS)}"
-                )
+                raise MoesimError(f"{path} line {line} has no {column!r}: its columns are {', '.join(COLUMNS)}")
         for column in ("ranks", "bytes", "time_us"):
             if not row[column].replace(".", "", 1).isdigit() or float(row[column]) <= 0:
-                raise MoesimError(
-                    f"{path} line {line} column {column!r}: {row[column]!r} must be a number above 0"
-                )
+                raise MoesimError(f"{path} line {line} column {column!r}: {row[column]!r} must be a number above 0")
     return rows

@@ -61,9 +61,7 @@ def point_to_point(cluster: Cluster, size_bytes: FloatArray | float, same_node: 
 def nic(cluster: Cluster) -> Link:
     """The link between nodes, of a cluster that has one."""
     if cluster.scale_out is None:
-        raise MoesimError(
-            f"cluster {cluster.name} has no scale_out link: describe its NICs to send between nodes"
-        )
+        raise MoesimError(f"cluster {cluster.name} has no scale_out link: describe its NICs to send between nodes")
     return cluster.scale_out
 
 

@@ -47,9 +47,7 @@ def attention(profile: Profile, shape: AttentionShape, dtype: str, kv_dtype: str
     return banded(seconds, half_width, bound_s, limit(compute_s, memory_s, seconds), source)
 
 
-def roofline_s(
-    gpu: DataSheet, shape: AttentionShape, dtype: str, kv_dtype: str
-) -> tuple[FloatArray, FloatArray]:
+def roofline_s(gpu: DataSheet, shape: AttentionShape, dtype: str, kv_dtype: str) -> tuple[FloatArray, FloatArray]:
     """Seconds at the data sheet's peaks: of the arithmetic, of the bytes."""
     batch, queries, _ = spread(shape)
     score, value = widths(shape)
@@ -60,9 +58,7 @@ def roofline_s(
 
 def _parts(compute_s: FloatArray, memory_s: FloatArray) -> FloatArray:
     """[..., part] seconds: joined, arithmetic, bytes, launch."""
-    return np.stack(
-        [joined(compute_s, memory_s), compute_s, memory_s, np.full_like(compute_s, 1e-6)], axis=-1
-    )
+    return np.stack([joined(compute_s, memory_s), compute_s, memory_s, np.full_like(compute_s, 1e-6)], axis=-1)
 
 
 def _features(shape: AttentionShape) -> FloatArray:
@@ -91,9 +87,7 @@ def training(rows: Table, gpu: DataSheet) -> tuple[FloatArray, FloatArray]:
     parts, features = [], []
     for i in range(rows.rows):
         shape = row_shape(rows, i)
-        parts.append(
-            _parts(*roofline_s(gpu, shape, str(rows.text["dtype"][i]), str(rows.text["kv_dtype"][i])))
-        )
+        parts.append(_parts(*roofline_s(gpu, shape, str(rows.text["dtype"][i]), str(rows.text["kv_dtype"][i]))))
         features.append(_features(shape))
     return np.stack(parts), np.stack(features)
 
@@ -116,7 +110,5 @@ def _source(profile: Profile, shape: AttentionShape, kv_dtype: str) -> Source:
             rows = measured.table.select(phase=shape.phase, kind=shape.kind, kv_dtype=wanted)
             if rows.rows:
                 error = measured.carried_error + (OTHER_DTYPE_ERROR if wanted != kv_dtype and number else 0.0)
-                return Source(
-                    measured=measured, dtype=wanted, kernel=str(rows.text["kernel"][0]), error=error
-                )
+                return Source(measured=measured, dtype=wanted, kernel=str(rows.text["kernel"][0]), error=error)
     raise missing(profile, f"attention {shape.phase} {shape.kind}", kv_dtype)

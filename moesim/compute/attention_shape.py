@@ -39,9 +39,7 @@ class AttentionShape:
             raise MoesimError(f"mla latent_dim {self.latent_dim}: give kv_lora_rank + the rope dimensions")
         batch, queries, context = spread(self)
         if not ((batch > 0).all() and (queries > 0).all() and (queries <= context).all()):
-            raise MoesimError(
-                "attention needs batch > 0 and 0 < queries <= context: context counts the new tokens"
-            )
+            raise MoesimError("attention needs batch > 0 and 0 < queries <= context: context counts the new tokens")
 
 
 def spread(shape: AttentionShape) -> tuple[FloatArray, FloatArray, FloatArray]:

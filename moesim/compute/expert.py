@@ -33,9 +33,7 @@ def expert_ffn(
     if load.ndim == 0 or load.shape[-1] == 0:
         raise MoesimError("expert_ffn tokens: give one number per local expert")
     if not (load >= 0.0).all():
-        raise MoesimError(
-            "expert_ffn tokens: a load is negative or not a number; give tokens per local expert"
-        )
+        raise MoesimError("expert_ffn tokens: a load is negative or not a number; give tokens per local expert")
     if top_k < 1 or hidden < 1 or ffn < 1:
         raise MoesimError(f"expert_ffn top_k={top_k} hidden={hidden} ffn={ffn}: give at least 1 of each")
     shape = Shape(hidden=hidden, ffn=ffn, gated=gated, dtype=dtype, local=load.shape[-1])
@@ -57,9 +55,7 @@ def expert_ffn(
     compute_s = copies * (shape.flops_per_token / peak_flops(profile.gpu, dtype))
     memory_s = active * (shape.weight_bytes / profile.gpu.memory_bytes_per_s)
     seconds = np.where(copies > 0.0, seconds, 0.0)
-    return banded(
-        seconds, half_width, np.maximum(compute_s, memory_s), limit(compute_s, memory_s, seconds), source
-    )
+    return banded(seconds, half_width, np.maximum(compute_s, memory_s), limit(compute_s, memory_s, seconds), source)
 
 
 def _curve(profile: Profile, shape: Shape, kernel: str | None) -> tuple[Source, Curve]:

@@ -103,9 +103,7 @@ def parts(gpu: DataSheet, shape: Shape, active: FloatArray, equal: FloatArray) -
     )  # fmt: skip
 
 
-def features(
-    gpu: DataSheet, shape: Shape, active: FloatArray, equal: FloatArray, skew: FloatArray
-) -> FloatArray:
+def features(gpu: DataSheet, shape: Shape, active: FloatArray, equal: FloatArray, skew: FloatArray) -> FloatArray:
     """[..., feature] logs: t*, active, work above the weights' bytes, hidden x width, width, local, skew."""
     weights_s = shape.weight_bytes / gpu.memory_bytes_per_s
     one = np.ones_like(active)

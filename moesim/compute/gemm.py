@@ -32,9 +32,7 @@ _HIGH: Final = {
 _LOW: Final = 1.0  # smaller than the table: the launch binds
 
 
-def gemm(
-    profile: Profile, m: FloatArray | float, n: FloatArray | float, k: FloatArray | float, dtype: str
-) -> Cost:
+def gemm(profile: Profile, m: FloatArray | float, n: FloatArray | float, k: FloatArray | float, dtype: str) -> Cost:
     """Seconds of ``[m, k] x [k, n]``; m, n, k broadcast. fp8: the quantisation of [m, k] is included."""
     check_dtype(dtype)
     m, n, k = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (m, n, k)))

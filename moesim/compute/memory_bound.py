@@ -8,9 +8,7 @@ from moesim.cost import ESTIMATED, Cost, FloatArray, cost
 from moesim.profile import Profile
 
 ACHIEVED: Final = 0.8  # of the data sheet's memory speed; and 3 us a kernel:
-KERNEL_S: Final = (
-    3e-6  # aiconfigurator 0.12.0 systems/*.yaml, gpu_mem_bw_empirical_scaling_factor, constant_latency
-)
+KERNEL_S: Final = 3e-6  # aiconfigurator 0.12.0 systems/*.yaml, gpu_mem_bw_empirical_scaling_factor, constant_latency
 _SOURCE: Final = "data sheet memory speed x 0.8 + 3 us (aiconfigurator 0.12.0 system files)"
 
 

@@ -77,9 +77,7 @@ def _attentions(config: Config, family: Family) -> list[Attention]:
     variants = {
         "full_attention": shape,
         "sliding_attention": dataclasses.replace(shape, window=_window(config)),
-        "chunked_attention": dataclasses.replace(
-            shape, chunk=config.integer("attention_chunk_size", default=None)
-        ),
+        "chunked_attention": dataclasses.replace(shape, chunk=config.integer("attention_chunk_size", default=None)),
     }
     kinds = _attention_kinds(config, layers, variants)
     return [variants[kind] for kind in kinds]
@@ -180,13 +178,9 @@ def _checked(config: Config, types: list[str]) -> list[str]:
     }
     for kind in dict.fromkeys(types):
         if kind not in needs:
-            raise MoesimError(
-                f"{config.where}: key 'layer_types' has {kind!r}: moesim models {', '.join(needs)}"
-            )
+            raise MoesimError(f"{config.where}: key 'layer_types' has {kind!r}: moesim models {', '.join(needs)}")
         if not config.has(needs[kind]):
-            raise MoesimError(
-                f"{config.where}: missing key {needs[kind]!r}: layer_types has {kind!r}, so add it"
-            )
+            raise MoesimError(f"{config.where}: missing key {needs[kind]!r}: layer_types has {kind!r}, so add it")
     return types
 
 

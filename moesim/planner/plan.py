@@ -1,7 +1,8 @@
 """plan(): bound everything, list-schedule the promising, play the best with SimPy, rank.
 
-    searched    distinct feasible strategies that were priced (a bound each)
-    pruned      dropped for certain: dominated by a strategy of their layout, or bound above the best played
+    dominated   never faster than a fitting strategy of their layout that keeps more in memory: not priced
+    searched    distinct feasible strategies that were priced (a bound each) = pruned + screened + simulated
+    pruned      dropped for certain: their bound is above the best played
     screened    cut by rank: not played, though their bound does not exclude them
     simulated   played by SimPy
 
@@ -39,6 +40,7 @@ LAYOUTS_PER_WORKER: Final = 100  # fewer are done sooner than a process starts
 TOP: Final = 5
 
 Progress = Callable[[str, float], None]  # what is being done, share done
+Named = list[tuple[Strategy, list[int]]]  # a frame and the numbers of its variants
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -51,6 +53,7 @@ class Plan:
     played: list[Play]  # all finalists, best first
     searched: int
     infeasible: dict[str, int]
+    dominated: int
     pruned: int
     screened: int
     lowest_screened_bound_s: float | None
@@ -71,11 +74,12 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Candidates:
-    """Every priced candidate, for the plot: bound, list-scheduled seconds (nan where not), memory, by number."""
+    """Every priced candidate by number: bound, list-scheduled seconds (nan where not); and which were played."""
 
     screen: Screen
     bound_s: FloatArray
     listed_s: FloatArray
+    played: list[int]
 
 
 def plan(
@@ -94,19 +98,18 @@ def plan(
     """
     started_s = perf_counter()
     _check(scenario, objective, top)
+    steady = objective != "latency" and scenario.workload.kind == "prefill"
     shards = _shards(scenario, available() if jobs is None else jobs)
     with workers(scenario, len(shards)) as spread:
         progress("bounds of all that fits", 0.1)
-        found = _joined(spread(bound_shard, shards))
+        found = _joined(spread(bound_steady if steady else bound_steps, shards))
         progress("list schedules", 0.6)
-        numbered = screen(scenario, found.space.frames)
+        numbered = screen(scenario, found.space.frames, steady=steady)
         listed_s = _listed(numbered, found, spread)
         finalists = _finalists(numbered, listed_s)
         progress("playing finalists", 0.7)
-        played = spread(play_finalist, finalists)
-    by_rate = objective != "latency"
-    played.sort(key=lambda one: steady_seconds(scenario, one) if by_rate else one.step_s)
-    candidates = Candidates(screen=numbered, bound_s=found.bound_s, listed_s=listed_s)
+        played = spread(play_finalist, [numbered.strategy(candidate) for candidate in finalists])
+    candidates = Candidates(screen=numbered, bound_s=found.bound_s, listed_s=listed_s, played=finalists)
     return _ranked(scenario, objective, top, found.space, candidates, played, started_s)
 
 
@@ -131,10 +134,19 @@ def _shards(scenario: Scenario, count: int) -> list[list[Strategy]]:
     return parts
 
 
-def bound_shard(scenario: Scenario, part: list[Strategy]) -> Shard:
-    """What fits among some layouts, and the bound of each candidate."""
+def bound_steps(scenario: Scenario, part: list[Strategy]) -> Shard:
+    """What fits among some layouts, and the bound of each candidate's step."""
+    return _bound(scenario, part, steady=False)
+
+
+def bound_steady(scenario: Scenario, part: list[Strategy]) -> Shard:
+    """The same of the time between steps that follow one another."""
+    return _bound(scenario, part, steady=True)
+
+
+def _bound(scenario: Scenario, part: list[Strategy], *, steady: bool) -> Shard:
     found = space(scenario, part)
-    numbered = screen(scenario, found.frames)
+    numbered = screen(scenario, found.frames, steady=steady)
     return Shard(found, bounds(numbered) if len(numbered) else np.zeros(0), (len(found.frames),))
 
 
@@ -177,11 +189,12 @@ def _listed(numbered: Screen, found: Shard, spread: Spread) -> FloatArray:
     promising = np.sort(order[: min(PROMISING, max(near, PROMISING // 4))])
     edges = numbered.first[np.cumsum((0, *found.frames))]  # first candidate of each part
     parts = [promising[(promising >= low) & (promising < high)] for low, high in pairwise(edges)]
+    list_part = list_steady if numbered.steady else list_steps
     listed[promising] = np.concatenate(spread(list_part, [_named(numbered, part) for part in parts]))
     return listed
 
 
-def _named(numbered: Screen, candidates: np.ndarray) -> list[tuple[Strategy, list[int]]]:
+def _named(numbered: Screen, candidates: np.ndarray) -> Named:
     """Candidates as (frame, numbers of its variants): what another process understands."""
     frames = numbered.frame_of(candidates)
     return [
@@ -190,30 +203,32 @@ def _named(numbered: Screen, candidates: np.ndarray) -> list[tuple[Strategy, lis
     ]
 
 
-def list_part(scenario: Scenario, named: list[tuple[Strategy, list[int]]]) -> FloatArray:
-    """List-scheduled seconds of some variants of some frames."""
+def list_steps(scenario: Scenario, named: Named) -> FloatArray:
+    """List-scheduled seconds of the steps of some variants of some frames."""
+    return _list(scenario, named, steady=False)
+
+
+def list_steady(scenario: Scenario, named: Named) -> FloatArray:
+    """The same of the time between steps that follow one another."""
+    return _list(scenario, named, steady=True)
+
+
+def _list(scenario: Scenario, named: Named, *, steady: bool) -> FloatArray:
     if not named:
         return np.zeros(0)
-    numbered = screen(scenario, [frame for frame, _ in named])
+    numbered = screen(scenario, [frame for frame, _ in named], steady=steady)
     chosen = [int(numbered.first[i]) + option for i, (_, options) in enumerate(named) for option in options]
     return list_schedule(numbered, np.array(chosen))
 
 
-def _finalists(numbered: Screen, listed_s: FloatArray) -> list[Strategy]:
-    """The best of each layout first, then the next best of all."""
+def _finalists(numbered: Screen, listed_s: FloatArray) -> list[int]:
+    """Numbers of the best candidate of each layout, then of the next best of all."""
     order = [int(c) for c in np.argsort(listed_s, kind="stable") if np.isfinite(listed_s[c])]
-    chosen: dict[Strategy, None] = {}
-    seen = set()
+    best_of_layout: dict[tuple[int, ...], int] = {}
     for candidate in order:
-        strategy = numbered.strategy(candidate)
-        layout = layout_of(strategy)
-        if layout not in seen and len(chosen) < LAYOUTS_FIRST:
-            seen.add(layout)
-            chosen[strategy] = None
-    for candidate in order[: 2 * FINALISTS]:
-        if len(chosen) < FINALISTS:
-            chosen[numbered.strategy(candidate)] = None
-    return list(chosen)
+        best_of_layout.setdefault(layout_of(numbered.strategy(candidate)), candidate)
+    first = list(best_of_layout.values())[:LAYOUTS_FIRST]
+    return list(dict.fromkeys([*first, *order[:FINALISTS]]))[:FINALISTS]
 
 
 def layout_of(strategy: Strategy) -> tuple[int, ...]:
@@ -225,13 +240,14 @@ def _ranked(
     scenario: Scenario, objective: str, top: int, found: Space, candidates: Candidates, played: list[Play],
     started_s: float,
 ) -> Plan:  # fmt: skip
+    steady = candidates.screen.steady
+    seconds = {id(one): steady_seconds(scenario, one) if steady else one.step_s for one in played}
+    played = sorted(played, key=lambda one: seconds[id(one)])
     best_of_layout: dict[tuple[int, ...], Play] = {}
     for one in played:
         best_of_layout.setdefault(layout_of(one.strategy), one)
-    best_s = min((one.step_s for one in played), default=np.inf)
-    was_played = {one.strategy for one in played}
-    unplayed = [c for c in range(len(candidates.bound_s)) if candidates.screen.strategy(c) not in was_played]
-    cut = [c for c in unplayed if candidates.bound_s[c] <= best_s]
+    unplayed = np.delete(candidates.bound_s, candidates.played)
+    cut = unplayed[unplayed <= min(seconds.values(), default=np.inf)]
     results = [explain(scenario, one) for one in list(best_of_layout.values())[:top]]
     return Plan(
         scenario=scenario,
@@ -240,9 +256,10 @@ def _ranked(
         played=played,
         searched=len(candidates.bound_s),
         infeasible=dict(found.infeasible.most_common()),
-        pruned=found.dominated + len(unplayed) - len(cut),
+        dominated=found.dominated,
+        pruned=len(unplayed) - len(cut),
         screened=len(cut),
-        lowest_screened_bound_s=float(candidates.bound_s[cut].min()) if cut else None,
+        lowest_screened_bound_s=float(cut.min()) if len(cut) else None,
         elapsed_s=perf_counter() - started_s,
         candidates=candidates,
     )
@@ -255,6 +272,7 @@ def to_dict(one: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
         "objective": one.objective,
         "searched": one.searched,
         "infeasible": one.infeasible,
+        "dominated": one.dominated,
         "pruned": one.pruned,
         "screened": one.screened,
         "lowest_screened_bound_s": one.lowest_screened_bound_s,
@@ -262,4 +280,3 @@ def to_dict(one: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
         "elapsed_s": one.elapsed_s,
         "configurations": [{"rank": rank, **result.to_dict()} for rank, result in enumerate(one.results, 1)],
     }
-

@@ -25,6 +25,7 @@ from moesim.step.play import (
     head,
     layer_counts,
     passes_of,
+    stage_work,
     step_bound,
     step_seconds,
     step_times,
@@ -45,6 +46,7 @@ class Screen:
     """All candidates; index arrays into ``frames`` keep them small."""
 
     scenario: Scenario
+    steady: bool  # steps follow one another: what counts is the fullest stage's work
     frames: list[Strategy]
     keys: list[Key]
     options: list[tuple[Variant, ...]]  # by frame
@@ -62,11 +64,12 @@ class Screen:
         return np.searchsorted(self.first, candidates, side="right") - 1
 
 
-def screen(scenario: Scenario, frames: list[Strategy]) -> Screen:
-    """Number the candidates of ``frames``."""
+def screen(scenario: Scenario, frames: list[Strategy], *, steady: bool = False) -> Screen:
+    """Number the candidates of ``frames``. Seconds are those of a step, or with ``steady`` those between steps."""
     options = [variants(scenario, frame) for frame in frames]
     return Screen(
         scenario=scenario,
+        steady=steady,
         frames=frames,
         keys=[pass_key(scenario, frame) for frame in frames],
         options=options,
@@ -79,9 +82,13 @@ def bounds(found: Screen) -> FloatArray:
     result = np.empty(len(found))
     everything = np.arange(len(found))
     for passes, members, times in _stacks(found, everything, lower_bound, fold=False):
-        work = np.array([passes_of(found.scenario, found.frames[f]).micro_batches for f in found.frame_of(members)])
-        result[members] = step_bound(passes, times, work)
+        many = np.array([passes_of(found.scenario, found.frames[f]).micro_batches for f in found.frame_of(members)])
+        result[members] = _busiest(times, many) if found.steady else step_bound(passes, times, many)
     return result
+
+
+def _busiest(times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
+    return np.asarray(stage_work(times, micro_batches).max(axis=-1))
 
 
 def list_schedule(found: Screen, candidates: np.ndarray) -> FloatArray:
@@ -89,7 +96,8 @@ def list_schedule(found: Screen, candidates: np.ndarray) -> FloatArray:
     result = np.empty(len(candidates))
     place = {int(c): i for i, c in enumerate(candidates)}
     for passes, members, times in _stacks(found, candidates, play_batched, fold=True):
-        seconds = step_seconds(passes, times, events=False)
+        steady = found.steady
+        seconds = _busiest(times, passes.micro_batches) if steady else step_seconds(passes, times, events=False)
         result[[place[int(c)] for c in members]] = seconds
     return result
 

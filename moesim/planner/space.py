@@ -98,7 +98,9 @@ def _micro_batches(scenario: Scenario, layout: Strategy) -> list[int]:
     share = max(1, own // layout.pp)
     if scenario.workload.trains:
         return [m for m in MICRO_BATCHES if m <= own]
-    return sorted({1, share, own}) if scenario.workload.kind == "prefill" else [share]
+    if scenario.workload.kind == "decode":
+        return [share]
+    return sorted({own // 2**i for i in range(own.bit_length()) if own % 2**i == 0} | {1})
 
 
 def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]:

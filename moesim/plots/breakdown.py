@@ -36,9 +36,7 @@ def breakdown(frame: "pd.DataFrame", ax: "Axes") -> "Axes":
             range(len(frame)), width, left=left, height=0.75, color=COLOURS[family], edgecolor="white",
             linewidth=0.5,
         )  # fmt: skip
-        named = [
-            _label(ax, row, left[row], width[row], whole_s * factor, family) for row in range(len(frame))
-        ]
+        named = [_label(ax, row, left[row], width[row], whole_s * factor, family) for row in range(len(frame))]
         if not named[0]:
             unnamed.append((family, COLOURS[family]))
     for row, total in enumerate(totals if families else []):

@@ -101,6 +101,4 @@ def _memory_limit(ax: "Axes", x: "np.ndarray", memory_limit_bytes: float | None)
 
 
 def _note(ax: "Axes", x: float, text: str) -> None:
-    ax.text(
-        x, 0.99, text, ha="right", va="top", fontsize=SMALL, color="0.3", transform=ax.get_xaxis_transform()
-    )
+    ax.text(x, 0.99, text, ha="right", va="top", fontsize=SMALL, color="0.3", transform=ax.get_xaxis_transform())

@@ -40,9 +40,7 @@ CHARACTER: Final = 0.56  # width of a character over the size of the font
 DPI: Final = 150
 
 
-def figure(
-    width_in: float = 10.0, height_in: float = 5.0, *, rows: int | None = None
-) -> "tuple[Figure, Axes]":
+def figure(width_in: float = 10.0, height_in: float = 5.0, *, rows: int | None = None) -> "tuple[Figure, Axes]":
     """An empty figure, apart from pyplot's global state; as high as ``rows`` of bars need, if given."""
     if rows is not None:
         height_in = min(14.0, 1.3 + 0.5 * max(1, rows))

@@ -99,9 +99,7 @@ def layer_timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
         families.append(family)
         row = rows[str(stream), int(str(rank))][0]
         _bars(ax, bars.assign(rank=row), factor, COLOURS[family], (-0.4, 0.8))
-        initials |= _label_ops(
-            ax, bars.assign(rank=row), whole_s, factor, COLOURS[family], str(what) in chunked
-        )
+        initials |= _label_ops(ax, bars.assign(rank=row), whole_s, factor, COLOURS[family], str(what) in chunked)
     _frame(ax, shown, unit, factor)
     ax.set_yticks(range(len(rows)), [name for _, name in rows.values()])
     ax.set_ylabel("stream")
@@ -118,8 +116,7 @@ def _layer_rows(shown: "pd.DataFrame") -> dict[tuple[str, int], tuple[int, str]]
     lanes = sorted({(str(s), int(r)) for s, r in zip(shown["stream"], shown["rank"], strict=True)})
     compute = [lane for lane in lanes if lane[0] == "compute"]
     names = {
-        (stream, rank): f"compute, rank class {rank}" + (" (slowest)" if rank == 0 else "")
-        for stream, rank in compute
+        (stream, rank): f"compute, rank class {rank}" + (" (slowest)" if rank == 0 else "") for stream, rank in compute
     }
     if len(compute) == 1:
         names = dict.fromkeys(names, "compute")
@@ -138,14 +135,10 @@ def _bars(ax: "Axes", bars: "pd.DataFrame", factor: float, colour: str, place: t
     offset, height = place
     left, right = bars["start_s"].to_numpy() * factor, bars["end_s"].to_numpy() * factor
     low = bars["rank"].to_numpy() + offset
-    corners = [
-        [(a, y), (b, y), (b, y + height), (a, y + height)] for a, b, y in zip(left, right, low, strict=True)
-    ]
+    corners = [[(a, y), (b, y), (b, y + height), (a, y + height)] for a, b, y in zip(left, right, low, strict=True)]
     wide = height > 0.3 and np.median(right - left) > THINNEST * right.max()
     edge = "white" if wide else colour  # a thin bar is drawn at least as a hairline
-    ax.add_collection(
-        PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4, antialiaseds=wide)
-    )
+    ax.add_collection(PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4, antialiaseds=wide))
 
 
 def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:

@@ -75,8 +75,7 @@ def _spread(graph: "nx.DiGraph[str]", row: list[str], left: float, right: float)
     """Evenly between left and right, each in the middle of its share; on the tier of its kind."""
     share = (right - left + 1.0) / max(1, len(row))
     return {
-        name: (left - 0.5 + share * (index + 0.5), TIERS[graph.nodes[name]["kind"]])
-        for index, name in enumerate(row)
+        name: (left - 0.5 + share * (index + 0.5), TIERS[graph.nodes[name]["kind"]]) for index, name in enumerate(row)
     }
 
 
@@ -124,9 +123,7 @@ def _gigabytes(bandwidths: list[float]) -> str:
     return f"{' to '.join(dict.fromkeys(shown))} GB/s"
 
 
-def _captions(
-    graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place], drawn: list[str], nodes: int
-) -> None:
+def _captions(graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place], drawn: list[str], nodes: int) -> None:
     """Below each node its number and GPUs; at the bottom what was left out."""
     for number, node in enumerate(drawn):
         gpus = sum(name.startswith(f"{node}.") and graph.nodes[name]["kind"] == "gpu" for name in graph)

@@ -61,9 +61,7 @@ class Fit:
         return mean, self.band * np.sqrt(variance).reshape(shape) + OUTSIDE * beyond
 
 
-def fit(
-    parts: FloatArray, features: FloatArray, time_s: FloatArray, groups: NDArray[Any], kernel: Kernel
-) -> Fit:
+def fit(parts: FloatArray, features: FloatArray, time_s: FloatArray, groups: NDArray[Any], kernel: Kernel) -> Fit:
     """Fit ``time_s[point]`` to ``parts[point, part]`` and ``features[point, feature]``."""
     coefficients = non_negative(parts / time_s[:, None])
     log_ratio = np.log(time_s / (parts @ coefficients))

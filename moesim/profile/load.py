@@ -84,17 +84,13 @@ def profiles_folder() -> Path:
 def _profiles_folder(stated: str | None) -> Path:
     if stated:
         if not Path(stated).is_dir():
-            raise MoesimError(
-                f"MOESIM_PROFILES={stated} is not a folder: point it at hardware_profiles or unset it"
-            )
+            raise MoesimError(f"MOESIM_PROFILES={stated} is not a folder: point it at hardware_profiles or unset it")
         return Path(stated)
     package = Path(__file__).resolve().parent.parent
     for folder in (package.parent / "hardware_profiles", package / "hardware_profiles"):
         if folder.is_dir() and any(folder.glob("*/meta.json")):
             return folder
-    raise MoesimError(
-        f"no hardware_profiles beside or inside {package}: reinstall moesim or set MOESIM_PROFILES"
-    )
+    raise MoesimError(f"no hardware_profiles beside or inside {package}: reinstall moesim or set MOESIM_PROFILES")
 
 
 def load_profile(gpu: DataSheet, folder: Path | None = None) -> Profile:
@@ -196,8 +192,7 @@ def sheet(meta: dict[str, Any], home: Path) -> Sheet:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MoesimError(
-            f"{home / 'meta.json'} gpu {error!r}: state name, architecture, memory_bytes_per_s, flops, sms, "
-            "l2_bytes"
+            f"{home / 'meta.json'} gpu {error!r}: state name, architecture, memory_bytes_per_s, flops, sms, l2_bytes"
         ) from None
 
 

@@ -75,9 +75,7 @@ def read_table(path: Path, kind: str) -> Table:
     header = lines[0]
     for name in (*text, *numbers):
         if name not in header:
-            raise MoesimError(
-                f"{path} has no column {name!r}: its header needs {', '.join((*text, *numbers))}"
-            )
+            raise MoesimError(f"{path} has no column {name!r}: its header needs {', '.join((*text, *numbers))}")
     short = next((i for i, line in enumerate(lines) if len(line) != len(header)), None)
     if short is not None:
         raise MoesimError(

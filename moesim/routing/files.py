@@ -52,9 +52,7 @@ def _shares(array: NDArray[Any], name: str, file: str) -> tuple[FloatArray, bool
     if array.dtype.kind not in "iuf":
         raise MoesimError(f"{file} holds {array.dtype} values: give numbers, [layer, expert]")
     if array.ndim not in (2, 3) or 0 in array.shape:
-        raise MoesimError(
-            f"{file} has shape {list(array.shape)}: give [layer, expert] or [token, layer, choice]"
-        )
+        raise MoesimError(f"{file} has shape {list(array.shape)}: give [layer, expert] or [token, layer, choice]")
     is_trace = array.ndim == 3 and name != _COUNTERS
     if is_trace:
         counts = _count_trace(array, file)
@@ -78,9 +76,7 @@ def _check_counts(array: NDArray[Any], file: str) -> None:
 def _count_trace(ids: NDArray[Any], file: str) -> FloatArray:
     """Ids of the chosen experts [token, layer, choice] -> counts [layer, expert]."""
     if ids.dtype.kind not in "iu":
-        raise MoesimError(
-            f"{file} has three axes of {ids.dtype}: a trace holds whole numbers, the experts' ids"
-        )
+        raise MoesimError(f"{file} has three axes of {ids.dtype}: a trace holds whole numbers, the experts' ids")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= _MOST_EXPERTS:
         raise MoesimError(f"{file} holds the expert id {low if low < 0 else high}: ids run from 0 to 65535")
@@ -111,9 +107,7 @@ def _npz(path: Path, part: str) -> tuple[NDArray[Any], str]:
         name, array = next(iter(usable.items()))
         return array, name
     if not usable:
-        raise MoesimError(
-            f"{path.name} has no array{f' {part!r}' if part else ''} of 2 or 3 axes: see the docs"
-        )
+        raise MoesimError(f"{path.name} has no array{f' {part!r}' if part else ''} of 2 or 3 axes: see the docs")
     raise MoesimError(
         f"{path.name} holds {len(usable)} arrays: choose one with "
         + " or ".join(f"{path.name}#{key}" for key in list(usable)[:4])
@@ -124,9 +118,7 @@ def _json(path: Path, part: str) -> tuple[NDArray[Any], str]:
     held = json.loads(path.read_text(encoding="utf-8"))
     name = part
     if isinstance(held, dict):
-        name = part or (
-            _COUNTERS if _COUNTERS in held else next((k for k, v in held.items() if _nested(v)), "")
-        )
+        name = part or (_COUNTERS if _COUNTERS in held else next((k for k, v in held.items() if _nested(v)), ""))
         if name not in held:
             raise MoesimError(f"{path.name} has no {name or 'nested list'!r}: give [layer][expert] counts")
         held = held[name]
@@ -153,9 +145,7 @@ def _csv(path: Path, part: str) -> tuple[NDArray[Any], str]:
             if not part or part in row.values()
         ]
     if not rows:
-        raise MoesimError(
-            f"{path.name} has no rows{f' with {part!r}' if part else ''}: give at least one layer"
-        )
+        raise MoesimError(f"{path.name} has no rows{f' with {part!r}' if part else ''}: give at least one layer")
     layer, expert, value = (np.array(column) for column in zip(*rows, strict=True))
     numbers, place = np.unique(layer, return_inverse=True)
     counts = np.zeros((len(numbers), int(expert.max()) + 1))
@@ -168,9 +158,7 @@ def _amount_column(columns: Sequence[str], file: str) -> str:
     found = [name for name in AMOUNTS if name in columns]
     if missing or not found:
         wanted = missing[0] if missing else " or ".join(AMOUNTS)
-        raise MoesimError(
-            f"{file} has no column {wanted}: its columns are {', '.join(columns[:8]) or 'none'}"
-        )
+        raise MoesimError(f"{file} has no column {wanted}: its columns are {', '.join(columns[:8]) or 'none'}")
     return found[0]
 
 

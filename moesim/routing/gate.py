@@ -71,9 +71,7 @@ def draw_tokens(
     Each [draw, rank] row sums to ``tokens_per_rank * top_k``; no count exceeds ``tokens_per_rank``.
     """
     if tokens_per_rank < 0 or ranks < 1:
-        raise MoesimError(
-            f"cannot draw {tokens_per_rank} tokens on {ranks} ranks: give at least 0 tokens and 1 rank"
-        )
+        raise MoesimError(f"cannot draw {tokens_per_rank} tokens on {ranks} ranks: give at least 0 tokens and 1 rank")
     chance = inclusion(np.atleast_2d(popularity), top_k)
     draws, experts = chance.shape
     variance = tokens_per_rank * chance * (1.0 - chance)

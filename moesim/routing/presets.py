@@ -78,17 +78,13 @@ def parse_routing(text: str) -> Routing:
     if text == "uniform":
         return Routing(kind="uniform", source="assumption: every expert equally popular")
     if kind in ("zipf", "lognormal"):
-        return Routing(
-            kind=kind, parameter=_parameter(kind, parameter), source="assumption: synthetic popularity"
-        )
+        return Routing(kind=kind, parameter=_parameter(kind, parameter), source="assumption: synthetic popularity")
     if text in MEASURED:
         return _preset(text)
     path = Path(text.partition("#")[0])
     if _is_file(path):
         load, is_trace = read_load(path, text.partition("#")[2])
-        return Routing(
-            kind="trace" if is_trace else "histogram", load=load, name=text, source=f"measured: {path.name}"
-        )
+        return Routing(kind="trace" if is_trace else "histogram", load=load, name=text, source=f"measured: {path.name}")
     if path.suffix or path.parent != Path():
         raise MoesimError(f"no routing file {str(path)!r}: give the path of a .csv, .json, .npy or .npz file")
     raise choice("routing", text, ["uniform", "zipf:1.2", "lognormal:0.5", *MEASURED, "a path to a file"])

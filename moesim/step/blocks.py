@@ -30,9 +30,7 @@ def tokens_per_tp_group(scenario: Scenario, micro_batch: int, cp: int) -> float:
 
 
 @lru_cache(maxsize=8192)
-def attention_block(
-    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int, backward: bool
-) -> Price:
+def attention_block(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
     """Norm, projections, attention core, output projection."""
     tokens = tokens_per_tp_group(scenario, micro_batch, cp)
     matrices = [p for p in projections(scenario.model, layer) if p.part == "attention"]

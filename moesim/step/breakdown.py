@@ -66,9 +66,7 @@ class _Ledger:
         self.rest_on(one, seconds)
 
 
-def breakdown(
-    scenario: Scenario, strategy: Strategy, stages: StagePasses, passes: Passes, step_s: float
-) -> Breakdown:
+def breakdown(scenario: Scenario, strategy: Strategy, stages: StagePasses, passes: Passes, step_s: float) -> Breakdown:
     """Explain ``step_s``, the seconds of a step whose stage passes took ``stages``."""
     turns = np.bincount(np.arange(passes.micro_batches) % BATCH_CLASSES, minlength=BATCH_CLASSES)
     stage = int(np.argmax((stages.forward + stages.backward) @ turns))
@@ -124,9 +122,7 @@ def _mean_rank(priced: Price, ranks: int, times: FloatArray) -> float:
     return float((by_class(by_rank, len(times)) * times).sum())
 
 
-def _add_ends(
-    ledger: _Ledger, end: Ends, stages: StagePasses, passes: Passes, stage: int, step_s: float
-) -> None:
+def _add_ends(ledger: _Ledger, end: Ends, stages: StagePasses, passes: Passes, stage: int, step_s: float) -> None:
     """Optimizer; data parallelism and transfers as what the step loses without them; the rest is bubble."""
     for one in (end.gather[stage], end.reduce[stage], end.send[stage]):
         ledger.rest_on(one, float(one.seconds.sum()))

@@ -173,4 +173,3 @@ def etp_exchange(scenario: Scenario, spread: Spread, group: Group, chunks: int, 
     size = rows * scenario.model.hidden * BF16_BYTES
     collective = all_gather if gathers else reduce_scatter
     return price("etp", collective(scenario.cluster, group, size))
-

@@ -90,9 +90,7 @@ def layer_counts(scenario: Scenario, stages: int) -> dict[Layer, FloatArray]:
     of_layer, shares = layer_classes(scenario)
     numbers = iter(of_layer)
     class_of = [next(numbers) if layer.is_moe else 0 for layer in scenario.model.layers]
-    counts = {
-        kind.layer: np.zeros((stages, max(1, len(shares)))) for kind in scenario.model.layer_kinds()
-    }
+    counts = {kind.layer: np.zeros((stages, max(1, len(shares)))) for kind in scenario.model.layer_kinds()}
     for stage, indices in enumerate(stage_layers(scenario.model, stages)):
         for index in indices:
             counts[scenario.model.layers[index]][stage, class_of[index]] += 1
@@ -190,9 +188,7 @@ class StepTimes(NamedTuple):
 
 def step_times(stages: StagePasses, end: Ends) -> StepTimes:
     """Join stage passes with what happens once per step."""
-    send, gather, reduce, optimizer = (
-        np.array([float(one.seconds.sum()) for one in column]) for column in end
-    )
+    send, gather, reduce, optimizer = (np.array([float(one.seconds.sum()) for one in column]) for column in end)
     first = 1.0 / np.maximum(1, np.array(stages.layers))
     return StepTimes(
         stages.forward, stages.backward, send,

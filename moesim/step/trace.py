@@ -149,9 +149,7 @@ def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[tuple
     return found
 
 
-def _play_of(
-    scenario: Scenario, strategy: Strategy, plays: _Plays, number: int, what: str, turn: int
-) -> Played:
+def _play_of(scenario: Scenario, strategy: Strategy, plays: _Plays, number: int, what: str, turn: int) -> Played:
     layer, key = scenario.model.layers[number], pass_key(scenario, strategy)
     one = forward_pass(scenario, layer, key)
     if what == "backward":
@@ -177,9 +175,7 @@ def _shown(passes: Passes, inside: dict[tuple[int, str, int], Inside], room: int
     for (stage, what, _), layers in inside.items():
         spans = sum(1 + sum(1 for _ in _of_class(played, 0)) for _, played in layers)
         longest[stage, what] = max(longest[stage, what], spans)
-    room -= (
-        2 * RANK_CLASSES * max(longest.values())
-    )  # one forward and one backward pass show all rank classes
+    room -= 2 * RANK_CLASSES * max(longest.values())  # one forward and one backward pass show all rank classes
     return max(1, min(passes.micro_batches, room // (passes.rounds * longest.total())))
 
 
@@ -194,9 +190,7 @@ def _unfolded(one: Span, layers: Inside, classes: int) -> Iterator[Span]:
     for number, played in layers:
         end_s = min(start_s + played.end_s, one.end_s)
         what, chunk = ("head", 0) if number == HEAD else ("layer", number)
-        whole = one._replace(
-            stream="layer", what=what, chunk=chunk, start_s=start_s, end_s=end_s, layer=number
-        )
+        whole = one._replace(stream="layer", what=what, chunk=chunk, start_s=start_s, end_s=end_s, layer=number)
         for rank_class in range(classes):
             yield whole._replace(rank_class=rank_class)
             for span in _of_class(played, rank_class):

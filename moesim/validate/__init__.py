@@ -32,9 +32,7 @@ def _judge(part: str) -> Judge:
     return judge
 
 
-GROUPS: Final[dict[str, Judge]] = {
-    part: _judge(part) for part in ("kernels", "collectives", "training", "serving")
-}
+GROUPS: Final[dict[str, Judge]] = {part: _judge(part) for part in ("kernels", "collectives", "training", "serving")}
 TABLES: Final = {
     "kernels": ("kernel_moe_*.csv", "kernel_gemm_*.csv", "kernel_attention_*.csv"),
     "collectives": ("comm_nccl_intranode_aic.csv",),

@@ -65,9 +65,7 @@ def _read(path: Path, needed: tuple[str, ...]) -> "pd.DataFrame":
     try:
         rows = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise MoesimError(
-            f"cannot read {path}: {str(error).splitlines()[0]}; restore it as a CSV table"
-        ) from None
+        raise MoesimError(f"cannot read {path}: {str(error).splitlines()[0]}; restore it as a CSV table") from None
     missing = [column for column in needed if column not in rows]
     if missing:
         raise MoesimError(f"{path} has no column {missing[0]!r}: its header needs {', '.join(needed)}")

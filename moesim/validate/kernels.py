@@ -93,9 +93,7 @@ def _expert(row: Row) -> Cost:
 
 
 def _gemm(row: Row) -> Cost:
-    return gemm(
-        load_profile(GPUS[row["gpu"]]), float(row["m"]), float(row["n"]), float(row["k"]), row["dtype"]
-    )
+    return gemm(load_profile(GPUS[row["gpu"]]), float(row["m"]), float(row["n"]), float(row["k"]), row["dtype"])
 
 
 def _attention(row: Row) -> Cost:

@@ -143,8 +143,7 @@ def predict_tpot(row: Row) -> tuple[Found, tuple[str, ...]]:
     apart = 1.0 - decode.breakdown.seconds["attention"] / decode.step_s
     saved = 0.0 if row["framework"] in STOPS_FOR_PROMPTS else min(share, 1.0)
     tpot_s = (
-        step + share * prompt - saved * min(prompt, apart * step)
-        for step, prompt in zip(steps, prompts, strict=True)
+        step + share * prompt - saved * min(prompt, apart * step) for step, prompt in zip(steps, prompts, strict=True)
     )
     remarks = (decode.infeasible,) if decode.infeasible else ()
     return Found(*(seconds / MS for seconds in tpot_s)), remarks
@@ -236,9 +235,7 @@ def predict_phase(row: Row) -> tuple[tuple[Model, Cluster, Workload, int], Found
     decodes = row["phase"] == "decode"
     batch = whole(row, "batch_per_gpu") if decodes else max(1, _tokens_per_gpu(row) // isl)
     dtype = "fp8_block" if str(row["precision"]) in ("fp8", "fp8 block128") else "bf16"
-    workload = make_workload(
-        str(row["phase"]), cluster.gpus, global_batch=batch * cluster.gpus, isl=isl, dtype=dtype
-    )
+    workload = make_workload(str(row["phase"]), cluster.gpus, global_batch=batch * cluster.gpus, isl=isl, dtype=dtype)
     overlaps = re.search(r"\bTBO\b(?! off)|two micro-batch overlap", str(row["features"]))
     chunks = " overlap=chunked chunks=2" if overlaps else ""
     shape = f"tp=1 ep={ep} micro_batch={batch}{chunks}"

@@ -132,9 +132,7 @@ def read_run(row: Row) -> Run:
     dtype = DTYPES.get(str(row["precision"]))
     if dtype is None:
         raise Skip(f"moesim has no precision {row['precision']}")
-    workload = make_workload(
-        "train", cluster.gpus, global_batch=whole(row, "gbs"), seq=whole(row, "seq"), dtype=dtype
-    )
+    workload = make_workload("train", cluster.gpus, global_batch=whole(row, "gbs"), seq=whole(row, "seq"), dtype=dtype)
     shares_tp = "TP+EP" in str(row.get("framework"))
     drops = "token drop" in str(row["token_handling"])
     choices = {

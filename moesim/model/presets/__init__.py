@@ -13,7 +13,5 @@ from moesim.model.presets.openai import gpt_oss
 from moesim.model.presets.others import dbrx, minimax, olmoe, phi
 from moesim.model.presets.qwen import qwen2_moe, qwen3
 
-_PUBLISHERS = (
-    *(mixtral, deepseek, kimi, qwen3, qwen2_moe, gpt_oss, llama4, llama3, olmoe, phi, dbrx, minimax),
-)
+_PUBLISHERS = (*(mixtral, deepseek, kimi, qwen3, qwen2_moe, gpt_oss, llama4, llama3, olmoe, phi, dbrx, minimax),)
 MODELS: dict[str, Model] = {model.name: model for publisher in _PUBLISHERS for model in publisher()}

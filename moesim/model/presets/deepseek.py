@@ -8,9 +8,7 @@ def deepseek() -> list[Model]:
     """DeepSeek-V2 arXiv:2405.04434 section 3.1.2 and appendix B (Lite); V3 arXiv:2412.19437 section 4.2."""
     lite = Experts(experts=64, top_k=6, width=1408, shared_width=2 * 1408)
     v2 = Experts(experts=160, top_k=6, width=1536, shared_width=2 * 1536, groups=8, top_groups=3)
-    v3 = Experts(
-        experts=256, top_k=8, width=2048, shared_width=2048, score_correction=True, groups=8, top_groups=4
-    )
+    v3 = Experts(experts=256, top_k=8, width=2048, shared_width=2048, score_correction=True, groups=8, top_groups=4)
     return [
         Model(
             name="deepseek-v2-lite",

@@ -47,9 +47,7 @@ def llama4() -> list[Model]:
             vocab=202048,
             layers=tuple(Layer(attention=a, ffn=f) for a, f in zip(four, ffns, strict=True)) * 12,
             source=f"hf:meta-llama/{repository}; model card of Llama 4",
-            published=Published(
-                total=total, active="17B", active_embedding=True, outside_text=_llama4_vision(5120)
-            ),
+            published=Published(total=total, active="17B", active_embedding=True, outside_text=_llama4_vision(5120)),
         )
         for name, (repository, ffns, total) in layouts.items()
     ]

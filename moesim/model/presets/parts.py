@@ -21,9 +21,7 @@ def mla(heads: int, q_lora_rank: int | None) -> Attention:
     )
 
 
-def behind_dense(
-    dense: int, dense_width: int, moe: int, attention: Attention, experts: Experts
-) -> tuple[Layer, ...]:
+def behind_dense(dense: int, dense_width: int, moe: int, attention: Attention, experts: Experts) -> tuple[Layer, ...]:
     """A few dense layers in front, then MoE layers (DeepSeek and those who follow)."""
     front = Layer(attention=attention, ffn=DenseFfn(width=dense_width))
     return (front,) * dense + (Layer(attention=attention, ffn=experts),) * moe
