@@ -21,7 +21,7 @@ A module imports only what stands above it in this list, which is also the readi
     memory        bytes per GPU
     program       ops on streams: what overlaps with what in one layer pass
     timeline      Span records, frames, Chrome trace
-    simulate      play a program: bound, batched list, SimPy events
+    player        play a program: bound, batched list, SimPy events
     step          one strategy priced and played: layer passes inside the pipeline
     metrics       tokens/s, MFU, exposed communication, imbalance, cost
     planner       candidates, why_not, bound, play the best, rank; why the first is first
@@ -34,3 +34,13 @@ A module imports only what stands above it in this list, which is also the readi
 """
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "plan", "scenario", "simulate"]
+
+
+def __getattr__(name: str) -> object:
+    """``moesim.plan`` and its like, imported when first asked for: ``import moesim`` stays light."""
+    if name in __all__:
+        from moesim import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'moesim' has no attribute {name!r}")

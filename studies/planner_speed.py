@@ -27,9 +27,9 @@ from moesim.model import load_model
 from moesim.planner import plan
 from moesim.planner.screen import bounds, screen
 from moesim.planner.space import space
+from moesim.player import play_events
 from moesim.program import Passes, pipeline
 from moesim.routing import parse_routing
-from moesim.simulate import play_events
 from moesim.step.scenario import Scenario, make_scenario
 from moesim.strategy import Strategy, load_strategy
 from moesim.timeline import write_whole

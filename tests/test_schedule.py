@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.errors import MoesimError
+from moesim.player import play_events
 from moesim.program import Passes, pipeline
 from moesim.schedule import SCHEDULES, Pass, forward_only, gpipe, in_flight, one_forward_one_backward, weave
-from moesim.simulate import play_events
 
 FORWARD, BACKWARD = 2.0, 3.0
 

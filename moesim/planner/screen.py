@@ -13,8 +13,8 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.model import Layer
 from moesim.planner.space import Variant, variants, with_variant
+from moesim.player import lower_bound, play_batched
 from moesim.program import Passes
-from moesim.simulate import lower_bound, play_batched
 from moesim.stages import layers_per_stage
 from moesim.step.layers import Play, play_many
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pass_key, variant_key

@@ -6,7 +6,7 @@
 
 A program is a list of ops in an order that respects their dependencies. A stream plays its ops one at a
 time, in list order. An op starts when its stream is free and every op it waits for has ended. The same
-list is bounded, played by the batched list schedule and played by SimPy (``simulate``).
+list is bounded, played by the batched list schedule and played by SimPy (``player``).
 
 A *rank* stream ("compute" of a layer) runs once per rank class: its durations differ from rank to rank.
 A *group* stream holds collectives: one starts when the last rank is ready and ends for all at once.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from moesim.cost import FloatArray
+from moesim.player import Played, lower_bound, play_batched, play_events
 from moesim.program import RANK_STREAMS, Program
-from moesim.simulate import Played, lower_bound, play_batched, play_events
 from moesim.step.passes import LayerPass, Prices
 
 Play = Callable[[Program, Mapping[str, FloatArray]], FloatArray]

@@ -20,8 +20,8 @@ from moesim.compute import memory_bound
 from moesim.cost import FloatArray
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, held_by_stage
 from moesim.model import Layer
+from moesim.player import Played, play_batched, play_events
 from moesim.program import Passes, pipeline
-from moesim.simulate import Played, play_batched, play_events
 from moesim.stages import layers_per_stage, stage_layers
 from moesim.step import blocks
 from moesim.step.layers import LayerPlayer

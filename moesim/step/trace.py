@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from moesim.cost import FloatArray
+from moesim.player import Played
 from moesim.program import RANK_STREAMS, Passes
-from moesim.simulate import Played
 from moesim.stages import stage_layers
 from moesim.step.experts import RANK_CLASSES
 from moesim.step.layers import draws_of, play_draw

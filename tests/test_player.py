@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.player import lower_bound, play_batched, play_events
 from moesim.program import RANK_STREAMS, Builder, LayerShape, backward_layer, forward_layer
-from moesim.simulate import lower_bound, play_batched, play_events
 
 
 def chunked(chunks):

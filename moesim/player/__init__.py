@@ -9,8 +9,8 @@ Durations are given per op name: ``durations[name]`` has shape [..., ranks] on a
 on a group stream.
 """
 
-from moesim.simulate.batched import play_batched
-from moesim.simulate.bound import lower_bound
-from moesim.simulate.events import Played, play_events
+from moesim.player.batched import play_batched
+from moesim.player.bound import lower_bound
+from moesim.player.events import Played, play_events
 
 __all__ = ["Played", "lower_bound", "play_batched", "play_events"]
