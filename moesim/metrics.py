@@ -119,6 +119,12 @@ def play(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: b
     return Play(strategy, step_s, bound_s, passes, times, stages)
 
 
+def unfolded(played: Play) -> Play:
+    """The same play with every micro-batch: the list schedule of the same ops, which ends when SimPy does."""
+    step_s = float(step_seconds(played.passes, played.times, events=False, fold=False))
+    return played._replace(step_s=step_s, bound_s=min(played.bound_s, step_s))
+
+
 def explain(scenario: Scenario, played: Play) -> Result:
     """What a play means."""
     strategy, step_s = played.strategy, played.step_s

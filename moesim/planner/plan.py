@@ -10,20 +10,31 @@ The ranking holds the best strategy of each layout (dp, tp, ep, etp, pp, cp), so
 different answer and not the winner with another chunk count.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from moesim.cost import FloatArray
 from moesim.errors import MoesimError, choice
-from moesim.metrics import Play, Result, explain, play, steady_seconds
-from moesim.planner.screen import Screen, bounds, list_schedule, screen
-from moesim.planner.space import Space, layouts, space
+from moesim.metrics import Play, Result, explain, steady_seconds
+from moesim.planner.screen import Screen, screen
+from moesim.planner.shards import (
+    Shard,
+    bound_steady,
+    bound_steps,
+    joined,
+    list_steady,
+    list_steps,
+    named_part,
+    play_finalist,
+    play_in_full,
+    shards,
+)
+from moesim.planner.space import Space
 from moesim.planner.workers import Spread, available, workers
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy
@@ -36,11 +47,10 @@ PROMISING: Final = 2000  # at most, by bound, go on to the list schedule
 WITHIN: Final = 1.3  # of the lowest bound, unless that leaves fewer than a quarter of PROMISING
 FINALISTS: Final = 52  # by list schedule, are played
 LAYOUTS_FIRST: Final = 40  # finalists that are the best of their layout; the rest are the next best overall
-LAYOUTS_PER_WORKER: Final = 100  # fewer are done sooner than a process starts
+CLOSE: Final = 3  # layouts after the ranked ones whose steps are played in full as well, before the last ranking
 TOP: Final = 5
 
 Progress = Callable[[str, float], None]  # what is being done, share done
-Named = list[tuple[Strategy, list[int]]]  # a frame and the numbers of its variants
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -99,72 +109,22 @@ def plan(
     started_s = perf_counter()
     _check(scenario, objective, top)
     steady = objective != "latency" and scenario.workload.kind == "prefill"
-    shards = _shards(scenario, available() if jobs is None else jobs)
-    with workers(scenario, len(shards)) as spread:
+    parts = shards(scenario, available() if jobs is None else jobs)
+    with workers(scenario, len(parts)) as spread:
         progress("bounds of all that fits", 0.1)
-        found = _joined(spread(bound_steady if steady else bound_steps, shards))
+        found = joined(spread(bound_steady if steady else bound_steps, parts))
         progress("list schedules", 0.6)
         numbered = screen(scenario, found.space.frames, steady=steady)
         listed_s = _listed(numbered, found, spread)
         finalists = _finalists(numbered, listed_s)
         progress("playing finalists", 0.7)
         played = spread(play_finalist, [numbered.strategy(candidate) for candidate in finalists])
+        played.sort(key=lambda one: ranked_seconds(scenario, one, steady))
+        close = spread(play_in_full, _best_of_layouts(played)[: top + CLOSE])
+        close.sort(key=lambda one: ranked_seconds(scenario, one, steady))
     candidates = Candidates(screen=numbered, bound_s=found.bound_s, listed_s=listed_s, played=finalists)
-    return _ranked(scenario, objective, top, found.space, candidates, played, started_s)
-
-
-class Shard(NamedTuple):
-    """A part of the layouts, searched: its frames and the bounds of their candidates."""
-
-    space: Space
-    bound_s: FloatArray
-    frames: tuple[int, ...]  # how many of the frames came from each part
-
-
-def _shards(scenario: Scenario, count: int) -> list[list[Strategy]]:
-    """Layouts in ``count`` parts; those that share prices (all but pp and dp alike) stay together."""
-    everything = list(layouts(scenario))
-    count = max(1, min(count, len(everything) // LAYOUTS_PER_WORKER))
-    alike: dict[tuple[int, ...], list[Strategy]] = {}
-    for layout in everything:
-        alike.setdefault((layout.tp, layout.cp, layout.ep, layout.etp), []).append(layout)
-    parts: list[list[Strategy]] = [[] for _ in range(count)]
-    for number, together in enumerate(alike.values()):
-        parts[number % count] += together
-    return parts
-
-
-def bound_steps(scenario: Scenario, part: list[Strategy]) -> Shard:
-    """What fits among some layouts, and the bound of each candidate's step."""
-    return _bound(scenario, part, steady=False)
-
-
-def bound_steady(scenario: Scenario, part: list[Strategy]) -> Shard:
-    """The same of the time between steps that follow one another."""
-    return _bound(scenario, part, steady=True)
-
-
-def _bound(scenario: Scenario, part: list[Strategy], *, steady: bool) -> Shard:
-    found = space(scenario, part)
-    numbered = screen(scenario, found.frames, steady=steady)
-    return Shard(found, bounds(numbered) if len(numbered) else np.zeros(0), (len(found.frames),))
-
-
-def _joined(parts: list[Shard]) -> Shard:
-    return Shard(
-        Space(
-            frames=[frame for part in parts for frame in part.space.frames],
-            infeasible=sum((part.space.infeasible for part in parts), Counter()),
-            dominated=sum(part.space.dominated for part in parts),
-        ),
-        np.concatenate([part.bound_s for part in parts]),
-        tuple(n for part in parts for n in part.frames),
-    )
-
-
-def play_finalist(scenario: Scenario, strategy: Strategy) -> Play:
-    """One SimPy play, its steady phase cut short."""
-    return play(scenario, strategy, events=True, fold=True)
+    best = [explain(scenario, one) for one in close[:top]]
+    return _counted(scenario, objective, best, found.space, candidates, played, perf_counter() - started_s)
 
 
 def _check(scenario: Scenario, objective: str, top: int) -> None:
@@ -190,35 +150,8 @@ def _listed(numbered: Screen, found: Shard, spread: Spread) -> FloatArray:
     edges = numbered.first[np.cumsum((0, *found.frames))]  # first candidate of each part
     parts = [promising[(promising >= low) & (promising < high)] for low, high in pairwise(edges)]
     list_part = list_steady if numbered.steady else list_steps
-    listed[promising] = np.concatenate(spread(list_part, [_named(numbered, part) for part in parts]))
+    listed[promising] = np.concatenate(spread(list_part, [named_part(numbered, part) for part in parts]))
     return listed
-
-
-def _named(numbered: Screen, candidates: np.ndarray) -> Named:
-    """Candidates as (frame, numbers of its variants): what another process understands."""
-    frames = numbered.frame_of(candidates)
-    return [
-        (numbered.frames[frame], (candidates[frames == frame] - numbered.first[frame]).tolist())
-        for frame in np.unique(frames).tolist()
-    ]
-
-
-def list_steps(scenario: Scenario, named: Named) -> FloatArray:
-    """List-scheduled seconds of the steps of some variants of some frames."""
-    return _list(scenario, named, steady=False)
-
-
-def list_steady(scenario: Scenario, named: Named) -> FloatArray:
-    """The same of the time between steps that follow one another."""
-    return _list(scenario, named, steady=True)
-
-
-def _list(scenario: Scenario, named: Named, *, steady: bool) -> FloatArray:
-    if not named:
-        return np.zeros(0)
-    numbered = screen(scenario, [frame for frame, _ in named], steady=steady)
-    chosen = [int(numbered.first[i]) + option for i, (_, options) in enumerate(named) for option in options]
-    return list_schedule(numbered, np.array(chosen))
 
 
 def _finalists(numbered: Screen, listed_s: FloatArray) -> list[int]:
@@ -236,19 +169,31 @@ def layout_of(strategy: Strategy) -> tuple[int, ...]:
     return strategy.dp, strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.cp
 
 
-def _ranked(
-    scenario: Scenario, objective: str, top: int, found: Space, candidates: Candidates, played: list[Play],
-    started_s: float,
-) -> Plan:  # fmt: skip
-    steady = candidates.screen.steady
-    seconds = {id(one): steady_seconds(scenario, one) if steady else one.step_s for one in played}
-    played = sorted(played, key=lambda one: seconds[id(one)])
-    best_of_layout: dict[tuple[int, ...], Play] = {}
+def ranked_seconds(scenario: Scenario, one: Play, steady: bool) -> float:
+    """What the ranking goes by: the step, or the time between steps."""
+    return steady_seconds(scenario, one) if steady else one.step_s
+
+
+def _best_of_layouts(played: list[Play]) -> list[Play]:
+    found: dict[tuple[int, ...], Play] = {}
     for one in played:
-        best_of_layout.setdefault(layout_of(one.strategy), one)
+        found.setdefault(layout_of(one.strategy), one)
+    return list(found.values())
+
+
+def _counted(
+    scenario: Scenario,
+    objective: str,
+    results: list[Result],
+    found: Space,
+    candidates: Candidates,
+    played: list[Play],
+    elapsed_s: float,
+) -> Plan:
+    steady = candidates.screen.steady
     unplayed = np.delete(candidates.bound_s, candidates.played)
-    cut = unplayed[unplayed <= min(seconds.values(), default=np.inf)]
-    results = [explain(scenario, one) for one in list(best_of_layout.values())[:top]]
+    best_s = min((ranked_seconds(scenario, one, steady) for one in played), default=np.inf)
+    cut = unplayed[unplayed <= best_s]
     return Plan(
         scenario=scenario,
         objective=objective,
@@ -260,7 +205,7 @@ def _ranked(
         pruned=len(unplayed) - len(cut),
         screened=len(cut),
         lowest_screened_bound_s=float(cut.min()) if len(cut) else None,
-        elapsed_s=perf_counter() - started_s,
+        elapsed_s=elapsed_s,
         candidates=candidates,
     )
 

@@ -252,8 +252,10 @@ def folded(passes: Passes) -> Passes:
 def step_seconds(passes: Passes, times: StepTimes, *, events: bool, fold: bool = True) -> FloatArray:
     """Seconds of a step, [...]: the pipeline played by SimPy (``events``, one strategy) or by the list schedule.
 
-    Folded, the steady phase is cut short: every further round of micro-batch classes takes as long as the
-    last one that was played.
+    Folded, the steady phase is cut short, and every further round of micro-batch classes taken to last as
+    long as the last one that was played. That is exact for GPipe, and for 1F1B unless waits travel round
+    several stages: within 0.03 % on priced strategies of DeepSeek-V3, 3 % on random times. Ranked results
+    are therefore played in full.
     """
     play = _end_by_events if events else _end_by_list
     durations = times.by_key()
