@@ -11,7 +11,7 @@ from moesim.model import Layer
 from moesim.program import LayerShape, Program, backward_layer, forward_layer
 from moesim.step import blocks, experts
 from moesim.step.experts import Spread
-from moesim.step.price import Price, both, scaled
+from moesim.step.price import NOTHING, Price, both, scaled
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups
 
@@ -174,10 +174,11 @@ def _fixed_prices(scenario: Scenario, layer: Layer, key: Key, backward: bool) ->
     prices = _around(scenario, layer, key) | {f"attention{suffix}": block}
     if not layer.is_moe:
         return prices | {f"ffn{suffix}": _feed_forward(scenario, layer, "dense", key, backward)}
-    own = _own_tokens(scenario, key)
+    own, dispatches = _own_tokens(scenario, key), key.all_to_all != "none"
     prices |= {
-        f"route{suffix}": blocks.router(scenario, layer, own, key.all_to_all != "none", backward),
-        f"merge{suffix}": blocks.permute(scenario, layer, own),
+        f"route{suffix}": blocks.router(scenario, layer, own, dispatches, backward),
+        # tokens that stay are put back in order by the expert kernel itself: compute.COVERS
+        f"merge{suffix}": blocks.permute(scenario, layer, own) if dispatches else NOTHING,
     }
     if getattr(layer.ffn, "shared_width", 0):
         prices[f"shared{suffix}"] = _feed_forward(scenario, layer, "shared", key, backward)
