@@ -69,7 +69,8 @@ class Held(NamedTuple):
 
 
 def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: float = 1.0) -> Memory:
-    """Bytes on the fullest GPU. ``imbalance`` is max/mean of the tokens that ranks receive."""
+    """Bytes on the fullest GPU. ``imbalance`` is the rows of the busiest expert-parallel rank, padding among
+    them, over an equal share of all copies."""
     stages = (_training if workload.trains else _serving)(model, workload, strategy, imbalance)
     fullest = int(np.argmax(sum(stages)))
     return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
@@ -79,7 +80,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     """The fields of Memory for every stage."""
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     tokens = tokens_on_gpu(workload, strategy)
-    kept, working, last = _activation_values(model, strategy.pp, strategy.recompute, imbalance)
+    kept, working, last = _activation_values(model, strategy.pp, strategy.etp, strategy.recompute, imbalance)
     pending = _in_flight(strategy.schedule, strategy.pp, strategy.micro_batches(workload.sequences))
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
     return (
@@ -95,14 +96,15 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
 def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
     """The fields of Memory for every stage; embedding and head stay in bf16."""
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
-    ends = _ends_by_stage(model, strategy.pp) / strategy.tp
+    ends = ends_by_stage(model, strategy.pp) / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    widest = max(_kept_values(model, kind.layer, "none", imbalance) for kind in model.layer_kinds())
+    widest = max(_kept_values(model, kind.layer, strategy.etp, "none", imbalance) for kind in model.layer_kinds())
+    whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
         0.0,
         0.0,
-        tokens_on_gpu(workload, strategy) * widest * ACTIVATION_BYTES,
+        tokens_on_gpu(workload, strategy) * (widest + whole) * ACTIVATION_BYTES,
         _kv_cache(model, workload, strategy),
         FRAMEWORK_BYTES,
     )
@@ -118,7 +120,7 @@ def _kept(held: Held, strategy: Strategy, bytes_each: float, from_zero_stage: in
 @lru_cache(maxsize=4096)
 def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int) -> Held:
     """Parameters on one GPU of each stage: its layers, the embedding on the first, the head on the last."""
-    dense, expert = _ends_by_stage(model, pp) / tp, np.zeros(pp)
+    dense, expert = ends_by_stage(model, pp) / tp, np.zeros(pp)
     for stage, indices in enumerate(stage_layers(model, pp)):
         for index in indices:
             here = layer_on_gpu(model, model.layers[index], tp, ep, etp)
@@ -128,7 +130,8 @@ def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int) -> Held:
     return Held(dense, expert)
 
 
-def _ends_by_stage(model: Model, pp: int) -> FloatArray:
+@lru_cache(maxsize=1024)
+def ends_by_stage(model: Model, pp: int) -> FloatArray:
     """Parameters of embedding and head; tied, they are stored twice when they are on two stages."""
     ends = np.zeros(pp)
     ends[0] += embedding_parameters(model)
@@ -163,13 +166,13 @@ def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
 
 @lru_cache(maxsize=4096)
 def _activation_values(
-    model: Model, pp: int, recompute: str, imbalance: float
+    model: Model, pp: int, etp: int, recompute: str, imbalance: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """By stage, values per token: kept by its layers, alive while one is recomputed; 1 on the last stage."""
     stages = [[model.layers[index] for index in indices] for indices in stage_layers(model, pp)]
-    kept = [sum(_kept_values(model, layer, recompute, imbalance) for layer in layers) for layers in stages]
+    kept = [sum(_kept_values(model, layer, etp, recompute, imbalance) for layer in layers) for layers in stages]
     working = [
-        max((_kept_values(model, layer, "none", imbalance) for layer in set(layers)), default=0.0)
+        max((_kept_values(model, layer, etp, "none", imbalance) for layer in set(layers)), default=0.0)
         if recompute == "full" else 0.0
         for layers in stages
     ]  # fmt: skip
@@ -182,12 +185,13 @@ def _in_flight(schedule: str, pp: int, micro_batches: int) -> FloatArray:
 
 
 @lru_cache(maxsize=4096)
-def _kept_values(model: Model, layer: Layer, recompute: str, imbalance: float) -> float:
+def _kept_values(model: Model, layer: Layer, etp: int, recompute: str, imbalance: float) -> float:
     """Values per token that one layer keeps for its backward pass (2 bytes each).
 
     full recompute    the layer's input
     attention         input, norm, queries, keys, values, output of the core
-    feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output
+    feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
+                      which each of the etp ranks holds for all of them
     selective drops   norms, activations and expert outputs: cheap to recompute
     """
     hidden, a, ffn = model.hidden, layer.attention, layer.ffn
@@ -198,7 +202,7 @@ def _kept_values(model: Model, layer: Layer, recompute: str, imbalance: float) -
     attention = hidden + core + every * hidden
     if not isinstance(ffn, Experts):
         return attention + hidden + every * hidden + _ffn_values(ffn.width, ffn.gated, every)
-    copy = hidden + _ffn_values(ffn.width, ffn.gated, every) + every * hidden
+    copy = etp * (hidden + every * hidden) + _ffn_values(ffn.width, ffn.gated, every)
     shared = _ffn_values(ffn.shared_width, ffn.gated, every)
     return attention + hidden + every * hidden + shared + ffn.top_k * copy * imbalance
 

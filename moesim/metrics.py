@@ -79,7 +79,7 @@ class Result:
             "dropped_share": self.dropped_share,
             "padding_share": self.padding_share,
             "infeasible": self.infeasible,
-            "limits": limits(self.scenario),
+            "limits": limits(self.scenario, self.strategy),
         }
 
     def to_frame(self) -> "pd.DataFrame":
@@ -131,7 +131,7 @@ def explain(scenario: Scenario, played: Play) -> Result:
     why = breakdown(scenario, strategy, played.stages, played.passes, step_s)
     load = experts.load(scenario, spread(scenario, pass_key(scenario, strategy))) if scenario.model.moe else None
     skew = load.imbalance if load else 1.0
-    found = memory(scenario.model, scenario.workload, strategy, skew)
+    found = memory(scenario.model, scenario.workload, strategy, load.fullness if load else 1.0)
     metrics = _metrics(scenario, step_s, steady_seconds(scenario, played), why, found, skew)
     error = hypot(why.error, UNMODELLED[scenario.workload.kind])
     return Result(
@@ -161,8 +161,8 @@ def steady_seconds(scenario: Scenario, played: Play) -> float:
     return float(stage_work(played.times, played.passes.micro_batches).max())
 
 
-def limits(scenario: Scenario) -> list[str]:
-    """What the numbers of this scenario do not know, one sentence each."""
+def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
+    """What the numbers of this answer do not know, one sentence each."""
     model = scenario.model
     told = [text for text in scenario.profile.limits if " mla" not in text or _has_mla(model)]
     told += [link.source for link in (scenario.cluster.scale_up,) if link.basis == "estimated"]
@@ -170,6 +170,8 @@ def limits(scenario: Scenario) -> list[str]:
         told.append("collectives and all-to-all between nodes are a model with assumed start-up times")
     if scenario.workload.trains:
         told.append("backward passes are priced at the forward kernels' efficiency")
+    if scenario.workload.trains and strategy.zero > 1:
+        told.append("ZeRO 2 and 3 traffic hides behind its own layer only, not behind the next one: pessimistic")
     if model.moe is not None and not scenario.average:
         told.append(f"MoE layers are played as {LAYER_CLASSES} classes in {BATCH_CLASSES} micro-batches each")
     return told

@@ -47,7 +47,7 @@ def recommendation(plan: Plan) -> list[str]:
     winner = plan.results[0]
     lines = [f"Run: {show(winner.strategy)}", *_bound_lines(winner)]
     if len(plan.results) > 1:
-        lines.append(_loss_line(winner, plan.results[1]))
+        lines.append(_loss_line(winner, plan.results[1], plan.candidates.screen.steady))
     lines += [_change_line(change) for change in changes(plan)]
     return [*lines, _search_line(plan), *_limit_lines(winner)]
 
@@ -73,8 +73,8 @@ def _memory_text(result: Result) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {show_bytes(size)}" for name, size in parts.items())
 
 
-def _loss_line(winner: Result, other: Result) -> str:
-    loss = loses(other, winner)
+def _loss_line(winner: Result, other: Result, steady: bool) -> str:
+    loss = loses(other, winner, steady=steady)
     where = ", ".join(f"{show_seconds(seconds)} more {name}" for name, seconds in loss.families[:3])
     verdict = "" if loss.separable else " The difference is within its own uncertainty: try both."
     name = short(other.strategy)
@@ -100,7 +100,7 @@ def _search_line(plan: Plan) -> str:
 
 
 def _limit_lines(result: Result) -> list[str]:
-    return [f"Limit: {text}." for text in limits(result.scenario)]
+    return [f"Limit: {text}." for text in limits(result.scenario, result.strategy)]
 
 
 def nothing_feasible(infeasible: dict[str, int]) -> list[str]:

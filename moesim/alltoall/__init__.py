@@ -3,7 +3,7 @@
     tokens[src, expert]  --owner[expert]-->  copies[src, dst]  --algorithm-->  load of each link  -->
     seconds
 
-A token is copied to every rank that owns one of its experts; copies that stay on their rank are free. An
+A token is copied once for each of its experts; copies that stay on their rank are free. An
 algorithm decides which links a copy crosses. A phase lasts as long as its busiest link: in or out, NVLink
 or NIC. Then
 

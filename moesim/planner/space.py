@@ -113,13 +113,12 @@ def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tup
 
 def _fitting(scenario: Scenario, sized: Strategy, kept: list[tuple[str, int, str]]) -> list[Strategy]:
     """The ways of keeping that fit under the drawn skew; nothing is drawn where not even the least fits."""
-    least = replace(sized, recompute=kept[-1][0], zero=max(zero for _, zero, _ in kept), schedule="1f1b")
-    if not _fits(scenario, least, 1.0):
+    made = [replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept]
+    if scenario.model.moe is None:
+        return [one for one in made if _fits(scenario, one, 1.0)]
+    if not any(_fits(scenario, one, 1.0) for one in reversed(made)):
         return []
-    skew = 1.0
-    if scenario.model.moe is not None:
-        skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).imbalance
-    made = (replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept)
+    skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).fullness
     return [one for one in made if _fits(scenario, one, skew)]
 
 

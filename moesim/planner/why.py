@@ -27,6 +27,7 @@ NAMES: Final = {
     "bubble": "pipeline bubble",
     "optimizer": "optimizer",
 }
+BETWEEN_STAGES: Final = ("bubble", "pp")
 SHORT: Final = ("tp", "pp", "ep", "etp", "cp", "dp")
 
 
@@ -54,18 +55,27 @@ class Loss(NamedTuple):
     separable: bool  # the difference exceeds its own 90 % uncertainty
 
 
-def loses(other: Result, winner: Result) -> Loss:
-    """Where ``other`` is slower; errors that both share cancel."""
+def loses(other: Result, winner: Result, *, steady: bool = False) -> Loss:
+    """Where ``other`` is slower; errors that both share cancel. ``steady``: the time between steps is compared,
+    in which batches fill each other's bubbles."""
     mine, theirs = winner.breakdown.seconds, other.breakdown.seconds
-    more = {family: theirs.get(family, 0.0) - mine.get(family, 0.0) for family in mine | theirs}
+    compared = [family for family in mine | theirs if not (steady and family in BETWEEN_STAGES)]
+    more = {family: theirs.get(family, 0.0) - mine.get(family, 0.0) for family in compared}
     errors = winner.breakdown.errors | other.breakdown.errors
     doubt_s = sqrt(sum((seconds * errors.get(family, 0.0)) ** 2 for family, seconds in more.items()))
-    slower_s = other.step_s - winner.step_s
+    best_s = _ranked_s(winner, steady)
+    slower_s = _ranked_s(other, steady) - best_s
     return Loss(
-        share=slower_s / winner.step_s,
+        share=slower_s / best_s,
         families=sorted(((NAMES.get(f, f), s) for f, s in more.items() if s > 0), key=lambda item: -item[1]),
         separable=slower_s > doubt_s,
     )
+
+
+def _ranked_s(result: Result, steady: bool) -> float:
+    """What the plan ranked by: the step, or the time between steps."""
+    rate = result.metrics["tokens_per_s"]
+    return result.scenario.workload.tokens / rate if steady and rate else result.step_s
 
 
 def changes(plan: Plan) -> list[Change]:
@@ -76,14 +86,14 @@ def changes(plan: Plan) -> list[Change]:
 
 
 def _ranked_under(plan: Plan, what: str, scenario: Scenario) -> Change:
-    strategies = [result.strategy for result in plan.results]
-    seconds = [measure(scenario, strategy, events=False, fold=True).step_s for strategy in strategies]
+    strategies, steady = [result.strategy for result in plan.results], plan.candidates.screen.steady
+    seconds = [_ranked_s(measure(scenario, strategy, events=False), steady) for strategy in strategies]
     best = min(range(len(seconds)), key=seconds.__getitem__)
     return Change(
         what=what,
         best=strategies[best],
         same=best == 0,
-        speedup=plan.results[0].step_s / seconds[0],
+        speedup=_ranked_s(plan.results[0], steady) / seconds[0],
         gain=seconds[0] / seconds[best] - 1.0,
     )
 

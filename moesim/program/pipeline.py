@@ -41,6 +41,8 @@ def pipeline(passes: Passes) -> Program:
             waits = _waits(build, passes, done, stage, step, round_)
             if step.forward and step.micro_batch < 2 and not round_:
                 waits += gathers[stage][step.micro_batch : step.micro_batch + 1]
+            elif not step.forward and passes.micro_batches == 1:
+                waits += gathers[stage][1:]
             name = "forward" if step.forward else "backward"
             key = f"{name} {stage}.{step.micro_batch % passes.classes}"
             done[stage, step, round_] = build.add(name, f"stage {stage}", *waits, chunk=step.micro_batch, key=key)

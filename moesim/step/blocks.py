@@ -30,16 +30,28 @@ def tokens_per_tp_group(scenario: Scenario, micro_batch: int, cp: int) -> float:
 
 
 @lru_cache(maxsize=8192)
-def attention_block(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
+def attention_block(
+    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int, splits: bool, backward: bool
+) -> Price:
     """Norm, projections, attention core, output projection."""
     tokens = tokens_per_tp_group(scenario, micro_batch, cp)
-    matrices = [p for p in projections(scenario.model, layer) if p.part == "attention"]
+    matrices = [_on_gpu(p, layer, tp) for p in projections(scenario.model, layer) if p.part == "attention"]
     around = _gemms(scenario, matrices, tokens, tp, backward)
     core = _core(scenario, layer, tp, cp, micro_batch)
     if backward:
         core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)
-    norms = _elementwise(scenario, tokens / tp, 4.0 * scenario.model.hidden * (2 if backward else 1))
+    norms = _elementwise(
+        scenario, tokens / tp if splits else tokens, 4.0 * scenario.model.hidden * (2 if backward else 1)
+    )
     return both(both(around, core), norms)._replace(family="attention")
+
+
+def _on_gpu(matrix: Projection, layer: Layer, tp: int) -> Projection:
+    """With fewer key-value heads than tensor-parallel ranks, each rank has a whole head: 1/tp of more outputs."""
+    heads = layer.attention.kv_heads
+    if matrix.name not in ("k", "v") or tp <= heads:
+        return matrix
+    return matrix._replace(outputs=matrix.outputs * tp // heads)
 
 
 def _core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int) -> Price:
@@ -137,8 +149,9 @@ def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens
 def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: int) -> Price:
     """Context parallelism: every rank sees all keys and values (all-gather of them over cp)."""
     a = layer.attention
-    values = a.heads * (a.head_dim + a.v_head_dim) if a.kind == "mla" else a.cached_values
-    whole = micro_batch * scenario.workload.queries * values / tp * BF16_BYTES
+    mla = a.kind == "mla"
+    values = a.heads * (a.head_dim + a.v_head_dim) if mla else a.cached_values
+    whole = micro_batch * scenario.workload.queries * values / min(tp, a.heads if mla else a.kv_heads) * BF16_BYTES
     return collective(scenario, "cp", "all_gather", group, whole)
 
 

@@ -27,6 +27,7 @@ from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 
 RANK_CLASSES: Final = 6
 WORST_ALONE: Final = 2
+AVERAGE_TOKENS: Final = 1024  # of each expert in an average-load draw; scaled to the real number
 FP8_ROW: Final = 1.0 + 4.0 / 128  # bytes per value: fp8 and one fp32 scale per 128 values
 
 
@@ -50,6 +51,7 @@ class Load:
     by_expert: FloatArray  # rows to compute, padding among them [draw, rank, local expert]
     copies: FloatArray  # sent copies, padding among them [draw, source, rank]
     imbalance: float  # max/mean of the ranks' rows, averaged over draws
+    fullness: float  # rows of the busiest rank over an equal share of all copies, dropped ones among them
     dropped_share: float
     padding_share: float
 
@@ -74,6 +76,9 @@ def load(scenario: Scenario, spread: Spread) -> Load:
         by_expert=by_expert,
         copies=copies,
         imbalance=float(imbalance(by_expert.sum(axis=-1)).mean()),
+        fullness=float(by_expert.sum(axis=-1).max(axis=-1).mean())
+        * spread.ep
+        / (spread.tokens * spread.sources * ffn.top_k),
         dropped_share=after.dropped_share,
         padding_share=after.padding_share,
     )
@@ -83,7 +88,7 @@ def _draw(scenario: Scenario, spread: Spread, shares: FloatArray, ffn: Experts) 
     """Whole tokens per source where there are any; else the group's tokens, shared out evenly."""
     rng = np.random.default_rng([scenario.seed, 2, spread.sources, round(spread.tokens * 1024)])
     if scenario.average:
-        whole = np.full((len(shares), 1, ffn.experts), 1)
+        whole = np.full((len(shares), 1, ffn.experts), AVERAGE_TOKENS)
         return np.repeat(whole, spread.sources, axis=1)
     if spread.tokens == int(spread.tokens):
         return draw_tokens(shares, ffn.top_k, int(spread.tokens), spread.sources, rng)

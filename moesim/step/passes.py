@@ -170,7 +170,7 @@ def _without_variant(key: Key) -> Key:
 def _fixed_prices(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Prices:
     """Everything but the routed experts and their all-to-all."""
     suffix = " grad" if backward else ""
-    block = blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, backward)
+    block = blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, backward)
     prices = _around(scenario, layer, key) | {f"attention{suffix}": block}
     if not layer.is_moe:
         return prices | {f"ffn{suffix}": _feed_forward(scenario, layer, "dense", key, backward)}
@@ -261,5 +261,6 @@ def _selective(scenario: Scenario, layer: Layer, key: Key) -> Price:
     own = _own_tokens(scenario, key)
     copies = 0.0
     if layer.is_moe:
-        copies = float(experts.load(scenario, spread(scenario, key)).by_expert.sum(axis=-1).max(axis=-1).mean())
+        rows = experts.load(scenario, spread(scenario, key)).by_expert.sum(axis=-1)
+        copies = float(rows.max(axis=-1).mean()) / key.etp  # each expert-TP rank has a part of the width
     return blocks.recompute_selective(scenario, layer, own, copies)

@@ -7,7 +7,7 @@ A layer pass ends with all ranks together (every MoE layer closes with a collect
 stage's layers is exact. Decode is played for several rounds; a step is the distance of the last two.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -18,7 +18,7 @@ from moesim.cluster import Group
 from moesim.collectives import point_to_point
 from moesim.compute import memory_bound
 from moesim.cost import FloatArray
-from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, held_by_stage
+from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, ends_by_stage, held_by_stage
 from moesim.model import Layer
 from moesim.player import Played, play_batched, play_events
 from moesim.program import Passes, pipeline
@@ -54,6 +54,7 @@ class Ends(NamedTuple):
     gather: list[Price]  # ZeRO 1: weights before the first forward
     reduce: list[Price]  # gradients after the last backward
     optimizer: list[Price]
+    zero: int = 0  # from stage 2 on, passes reduce (3: and gather) their layers themselves
 
 
 def stage_passes(scenario: Scenario, strategy: Strategy, play: LayerPlayer) -> StagePasses:
@@ -114,7 +115,7 @@ def ends(scenario: Scenario, strategy: Strategy) -> Ends:
         for stage in stages
     ]  # fmt: skip
     gather, reduce, optimizer = (list(column) for column in zip(*once, strict=True))
-    return Ends(send, gather, reduce, optimizer)
+    return Ends(send, gather, reduce, optimizer, strategy.zero)
 
 
 @lru_cache(maxsize=4096)
@@ -132,11 +133,12 @@ def _once_per_step(  # noqa: PLR0913  # the cache key, field by field
     """Weights gathered, gradients reduced, optimizer of one stage."""
     held = held_by_stage(scenario.model, tp, ep, etp, pp)
     parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
-    gather = reduce = NOTHING
-    if zero == 1:
-        gather = _over_both(scenario, "all_gather", parts, TRAINING_WEIGHT_BYTES)
-    if zero < 2:
-        reduce = _over_both(scenario, "reduce_scatter" if zero else "all_reduce", parts, GRADIENT_BYTES)
+    outside = ((dp, ends_by_stage(scenario.model, pp)[stage] / tp), (expert_dp, 0.0))  # embedding and head
+    gather = NOTHING
+    if zero:  # stage 3 gathers layers in every pass
+        gather = _over_both(scenario, "all_gather", outside if zero == 3 else parts, TRAINING_WEIGHT_BYTES)
+    op = "reduce_scatter" if zero else "all_reduce"  # stages 2 and 3 reduce layers in every backward pass
+    reduce = _over_both(scenario, op, outside if zero >= 2 else parts, GRADIENT_BYTES)
     kept = sum(n / (g.size if zero else 1) for g, n in parts)
     return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * OPTIMIZER_TRAFFIC_BYTES))
 
@@ -156,7 +158,7 @@ def passes_of(scenario: Scenario, strategy: Strategy) -> Passes:
         schedule=strategy.schedule if trains else "forward",
         backward=trains,
         rounds=DECODE_ROUNDS if scenario.workload.kind == "decode" else 1,
-        reduces=trains and strategy.zero < 2 and strategy.dp * strategy.cp > 1,
+        reduces=trains and (strategy.dp * strategy.cp > 1 or strategy.expert_dp > 1),
     )
 
 
@@ -188,17 +190,14 @@ class StepTimes(NamedTuple):
 
 def step_times(stages: StagePasses, end: Ends) -> StepTimes:
     """Join stage passes with what happens once per step."""
-    send, gather, reduce, optimizer = (np.array([float(one.seconds.sum()) for one in column]) for column in end)
-    first = 1.0 / np.maximum(1, np.array(stages.layers))
+    send, gather, reduce, optimizer = (np.array([float(one.seconds.sum()) for one in column]) for column in end[:4])
+    one_layer = 1.0 / np.maximum(1, np.array(stages.layers))
+    first = one_layer if end.zero < 3 else np.ones_like(one_layer)  # the passes use the dp stream for their layers:
+    last = one_layer if end.zero < 2 else np.ones_like(one_layer)  # embedding and head go before or after them
     return StepTimes(
         stages.forward, stages.backward, send,
-        gather * first, gather * (1 - first), reduce * (1 - first), reduce * first, optimizer,
+        gather * first, gather * (1 - first), reduce * (1 - last), reduce * last, optimizer,
     )  # fmt: skip
-
-
-def stack_times(many: Sequence[StepTimes]) -> StepTimes:
-    """Strategies with equally many stages, on a new first axis."""
-    return StepTimes(*(np.stack(column) for column in zip(*many, strict=True)))
 
 
 def turns_of(micro_batches: FloatArray | int) -> FloatArray:
