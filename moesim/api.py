@@ -41,7 +41,7 @@ def plan(
     workload: str | Workload = "train",
     routing: str | Routing | None = None,
     seed: int = 0,
-    objective: str = "throughput",
+    objective: str | None = None,
     top: int = 5,
 ) -> Plan:
     """Rank configurations: see ``moesim plan``."""
@@ -61,5 +61,5 @@ def simulate(
 ) -> Result:
     """Play one configuration: see ``moesim simulate``."""
     asked = scenario(model, cluster, nodes=nodes, workload=workload, routing=routing, seed=seed)
-    chosen = load_strategy(strategy, asked.cluster.gpus) if isinstance(strategy, str) else strategy
+    chosen = load_strategy(strategy, asked.cluster.gpus, asked.workload) if isinstance(strategy, str) else strategy
     return measure(asked, chosen)

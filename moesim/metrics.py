@@ -142,7 +142,7 @@ def explain(scenario: Scenario, played: Play) -> Result:
         memory=found,
         breakdown=why,
         metrics=metrics,
-        interval={name: _band(value, error) for name, value in metrics.items() if name in OF_TIME + OF_SPEED},
+        interval={name: _band(name, value, error) for name, value in metrics.items() if name in OF_TIME + OF_SPEED},
         dropped_share=load.dropped_share if load else 0.0,
         padding_share=load.padding_share if load else 0.0,
         infeasible=does_not_fit(scenario.cluster.gpu, found),
@@ -165,7 +165,8 @@ def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
     """What the numbers of this answer do not know, one sentence each."""
     model = scenario.model
     told = [text for text in scenario.profile.limits if " mla" not in text or _has_mla(model)]
-    told += [link.source for link in (scenario.cluster.scale_up,) if link.basis == "estimated"]
+    up = scenario.cluster.scale_up
+    told += [f"the {up.kind} bandwidth is an estimate: {up.source}"] if up.basis == "estimated" else []
     if scenario.cluster.nodes > 1:
         told.append("collectives and all-to-all between nodes are a model with assumed start-up times")
     if scenario.workload.trains:
@@ -223,6 +224,9 @@ def _metrics(
     }
 
 
-def _band(value: float | None, error: float) -> list[float] | None:
+def _band(name: str, value: float | None, error: float) -> list[float] | None:
     """The 90 % band: a time between t / (1 + e) and t (1 + e); a speed the other way round, the same."""
-    return None if value is None else [value / (1.0 + error), value * (1.0 + error)]
+    if value is None:
+        return None
+    high = value * (1.0 + error)
+    return [value / (1.0 + error), max(value, min(1.0, high)) if name == "mfu" else high]

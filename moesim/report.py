@@ -78,6 +78,8 @@ def _loss_line(winner: Result, other: Result, steady: bool) -> str:
     where = ", ".join(f"{show_seconds(seconds)} more {name}" for name, seconds in loss.families[:3])
     verdict = "" if loss.separable else " The difference is within its own uncertainty: try both."
     name = short(other.strategy)
+    if loss.saves_s > 0.01 * winner.step_s:
+        where += f"; {show_seconds(loss.saves_s)} less elsewhere"
     return f"The runner-up ({name}) is {loss.share:.1%} slower: {where or 'no family stands out'}.{verdict}"
 
 
@@ -85,7 +87,8 @@ def _change_line(change: Change) -> str:
     moved = f"the winner's step would be {1 / change.speedup:.2f} x as long"
     if change.same:
         return f"With {change.what} {moved}, and it stays first of these."
-    return f"With {change.what} {moved}, and {short(change.best)} would be {change.gain:.1%} faster."
+    faster = f"{change.gain:.1%} faster" if change.gain < 1 else f"{1 + change.gain:.1f} x as fast"
+    return f"With {change.what} {moved}, and {short(change.best)} would be {faster}."
 
 
 def _search_line(plan: Plan) -> str:

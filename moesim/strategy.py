@@ -23,6 +23,7 @@ from moesim.workload import Workload
 
 RECOMPUTE: Final = ("none", "selective", "full")
 OVERLAPS: Final = ("none", "chunked")
+MOST_CHUNKS: Final = 256
 ZERO_STAGES: Final = (0, 1, 2, 3)
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "zero": ZERO_STAGES,
@@ -62,6 +63,8 @@ class Strategy:
             value = getattr(self, name)
             if value not in known:
                 raise choice(f"strategy {name}", str(value), [str(k) for k in known])
+        if self.chunks > MOST_CHUNKS:
+            raise MoesimError(f"strategy has chunks={self.chunks}: give at most {MOST_CHUNKS}")
         if self.chunks > 1 and self.overlap == "none":
             raise MoesimError(f"strategy has chunks={self.chunks} with overlap=none: add overlap=chunked")
         if self.capacity_factor is not None and not 0 < self.capacity_factor < float("inf"):
@@ -155,8 +158,9 @@ def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
     return None
 
 
-def load_strategy(source: str | Mapping[str, Any], gpus: int) -> Strategy:
-    """Read ``"dp=8 ep=8 …"``, the path of a YAML or JSON file, or a mapping. ``dp`` may be left out.
+def load_strategy(source: str | Mapping[str, Any], gpus: int, workload: Workload | None = None) -> Strategy:
+    """Read ``"dp=8 ep=8 …"``, the path of a YAML or JSON file, or a mapping. ``dp`` may be left out: what the other
+    degrees leave; so may ``micro_batch``: in serving all sequences of a rank, divided over its pipeline stages.
 
     Raises MoesimError naming an unknown key, a value of the wrong type, or an impossible value.
     """
@@ -169,6 +173,8 @@ def load_strategy(source: str | Mapping[str, Any], gpus: int) -> Strategy:
         given["dp"] = gpus // others
     if given.get("chunks", 1) > 1 and "overlap" not in given:
         given["overlap"] = "chunked"
+    if workload is not None and not workload.trains and "micro_batch" not in given:
+        given["micro_batch"] = max(1, workload.sequences // max(1, given["dp"] * given.get("pp", 1)))
     return Strategy(**given)
 
 

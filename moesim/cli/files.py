@@ -105,6 +105,8 @@ def draw_breakdown(found: Plan, path: Path) -> None:
     from moesim import plots
 
     frame = pd.DataFrame([{"label": short(r.strategy)} | r.breakdown.seconds for r in found.results]).fillna(0.0)
+    drawn = [name for name in frame if name == "label" or frame[name].max() > 1e-9 * found.results[0].step_s]
+    frame = frame[drawn]
     picture, ax = plots.figure(rows=len(frame))
     plots.breakdown(frame, ax)
     plots.save(picture, path)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @with_options(*SCENARIO)
-@click.option("--objective", default="throughput", show_default=True, help="throughput, latency or cost.")
+@click.option("--objective", help="throughput, latency or cost.  [prefill: latency, the TTFT; else throughput]")
 @click.option("--top", type=int, default=5, show_default=True, help="Layouts to rank.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report, tables and plots.")
 @AS_JSON
-def command(objective: str, top: int, out: Path | None, as_json: bool, **asked: Any) -> int:
+def command(objective: str | None, top: int, out: Path | None, as_json: bool, **asked: Any) -> int:
     """Rank configurations for MODEL (a preset or a Hugging Face config.json) on a cluster."""
     from moesim.planner import plan
     from moesim.planner.plan import to_dict

@@ -29,7 +29,7 @@ def command(strategy: str, batched: bool, trace: Path | None, plot: Path | None,
     check_file(trace, "--trace", (".json",))
     check_file(plot, "--plot", (".png", ".svg", ".pdf"))
     scenario = read_scenario(asked)
-    chosen = load_strategy(strategy, scenario.cluster.gpus)
+    chosen = load_strategy(strategy, scenario.cluster.gpus, scenario.workload)
     result = measure(scenario, chosen, events=not batched)
     _write(result, trace, plot)
     if as_json:

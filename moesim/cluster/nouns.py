@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from moesim.errors import MoesimError, choice
 
+MOST_LATENCY_S = 0.01  # more is a slip of the unit
 LinkKind = Literal["nvlink", "pcie", "nic"]
 BasisName = Literal["measured", "published", "estimated"]
 
@@ -47,8 +48,8 @@ class Link:
             raise choice("link kind", self.kind, list(get_args(LinkKind)))
         if self.basis not in get_args(BasisName):
             raise choice("basis", self.basis, list(get_args(BasisName)))
-        if not 0.0 <= self.latency_s < float("inf"):
-            raise MoesimError(f"{self.kind} latency {self.latency_s} s: give zero or more seconds")
+        if not 0.0 <= self.latency_s <= MOST_LATENCY_S:
+            raise MoesimError(f"{self.kind} latency {self.latency_s:g} s: give 0 to 10 ms, for example 20us")
         _positive(f"{self.kind} bandwidth_bytes_per_s", self.bandwidth_bytes_per_s)
         _positive(f"{self.kind} peak_bytes_per_s", self.peak_bytes_per_s)
         if self.bandwidth_bytes_per_s > self.peak_bytes_per_s:

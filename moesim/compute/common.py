@@ -65,7 +65,7 @@ def kernels(measured: Measured, dtype: str) -> list[str]:
 
 def missing(profile: Profile, what: str, dtype: str) -> MoesimError:
     """No rows anywhere."""
-    return MoesimError(f"no {what} rows for {dtype} in {profile.folder}: run moesim calibrate")
+    return MoesimError(f"no {what} rows for {dtype} in {profile.folder}: choose another dtype, or add rows")
 
 
 def far_outside(
@@ -83,7 +83,7 @@ def outside(what: str, asked: FloatArray | float, low: float, high: float, where
         return None
     return MoesimError(
         f"{what} {wrong.flat[0]:g} is far outside what was measured ({where}: from {low:g} to {high:g}); "
-        "measure it with moesim calibrate"
+        "stay nearer, or add rows of your own to the profile"
     )
 
 

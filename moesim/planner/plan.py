@@ -42,6 +42,7 @@ from moesim.strategy import Strategy
 if TYPE_CHECKING:
     import pandas as pd
 
+DEFAULT_OBJECTIVE: Final = {"train": "throughput", "prefill": "latency", "decode": "throughput"}
 OBJECTIVES: Final = ("throughput", "latency", "cost")
 PROMISING: Final = 2000  # at most, by bound, go on to the list schedule
 WITHIN: Final = 1.3  # of the lowest bound, unless that leaves fewer than a quarter of PROMISING
@@ -95,7 +96,7 @@ class Candidates:
 def plan(
     scenario: Scenario,
     *,
-    objective: str = "throughput",
+    objective: str | None = None,
     top: int = TOP,
     jobs: int | None = None,
     progress: Progress = lambda what, share: None,
@@ -107,6 +108,7 @@ def plan(
     feasible the plan has no results and says why in ``infeasible``.
     """
     started_s = perf_counter()
+    objective = objective or DEFAULT_OBJECTIVE[scenario.workload.kind]
     _check(scenario, objective, top)
     steady = objective != "latency" and scenario.workload.kind == "prefill"
     parts = shards(scenario, available() if jobs is None else jobs)

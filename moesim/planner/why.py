@@ -44,7 +44,8 @@ class Change(NamedTuple):
 def bounds_it(result: Result) -> list[tuple[str, float]]:
     """Families of the step with their shares, largest first."""
     shares = sorted(result.breakdown.seconds.items(), key=lambda item: -item[1])
-    return [(NAMES.get(family, family), seconds / result.step_s) for family, seconds in shares if seconds > 0]
+    least_s = 1e-9 * result.step_s  # less is rounding
+    return [(NAMES.get(family, family), seconds / result.step_s) for family, seconds in shares if seconds > least_s]
 
 
 class Loss(NamedTuple):
@@ -52,6 +53,7 @@ class Loss(NamedTuple):
 
     share: float  # of the better one's step
     families: list[tuple[str, float]]  # seconds more, largest first
+    saves_s: float  # what it saves in the other families
     separable: bool  # the difference exceeds its own 90 % uncertainty
 
 
@@ -68,6 +70,7 @@ def loses(other: Result, winner: Result, *, steady: bool = False) -> Loss:
     return Loss(
         share=slower_s / best_s,
         families=sorted(((NAMES.get(f, f), s) for f, s in more.items() if s > 0), key=lambda item: -item[1]),
+        saves_s=-sum(s for s in more.values() if s < 0),
         separable=slower_s > doubt_s,
     )
 

@@ -120,9 +120,7 @@ def _load(key: _Key, folder: Path) -> Profile:
     gpu = key.gpu
     metas = {path.parent: read_meta(path) for path in sorted(folder.glob("*/meta.json"))}
     if not metas:
-        raise MoesimError(
-            f"{folder} has no <gpu>/meta.json: measure one with moesim calibrate, or unset MOESIM_PROFILES"
-        )
+        raise MoesimError(f"{folder} has no <gpu>/meta.json: put one there, or unset MOESIM_PROFILES")
     order = sorted(metas, key=lambda home: _distance(gpu, sheet(metas[home], home)))
     tables: dict[str, tuple[Measured, ...]] = {}
     for operation in OPERATIONS:

@@ -69,7 +69,7 @@ def read_table(path: Path, kind: str) -> Table:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError) as error:
-        raise MoesimError(f"cannot read {path}: {error}; restore it or measure: moesim calibrate") from None
+        raise MoesimError(f"cannot read {path}: {error}; restore it") from None
     if len(lines) < 2:
         raise MoesimError(f"{path} has no rows: delete it, or measure again")
     header = lines[0]
