@@ -33,27 +33,32 @@ from moesim.routing import parse_routing
 from moesim.step.scenario import Scenario, make_scenario
 from moesim.strategy import Strategy, load_strategy
 from moesim.timeline import write_whole
+from moesim.units import show_seconds
 from moesim.workload import make_workload
 
 T = TypeVar("T")
-STRATEGY = "pp=16 ep=16 recompute=full chunks=4"
+FULL, QUICK = ("dgx-h100", 32), ("dgx-h200", 16)  # cluster, nodes
 
 
-def run(nodes: int = 32) -> pd.DataFrame:
+def run(where: tuple[str, int] = FULL) -> pd.DataFrame:
     """One row per figure: what, value, unit, and the goal it is held against."""
-    rows = [*_plan_rows(_scenario(nodes)), *_what_if_rows(_scenario(nodes)), *_event_rows(), _command_row(nodes)]
+    rows = [*_plan_rows(where), *_what_if_rows(where), *_event_rows(), _command_row(where)]
     return pd.DataFrame(rows, columns=["what", "value", "unit", "goal"])
 
 
-def _scenario(nodes: int) -> Scenario:
-    cluster = load_cluster("dgx-h100", nodes)
+def _strategy(where: tuple[str, int]) -> str:
+    return f"pp={where[1] // 2} ep=16 recompute=full chunks=4"
+
+
+def _scenario(where: tuple[str, int]) -> Scenario:
+    cluster = load_cluster(*where)
     work = make_workload("train", cluster.gpus)
     return make_scenario(load_model("deepseek-v3"), cluster, work, parse_routing("uniform"))
 
 
-def _plan_rows(scenario: Scenario) -> list[tuple[str, float, str, str]]:
-    found, plan_s = _timed(lambda: plan(scenario))
-    fresh = _scenario(scenario.cluster.nodes)
+def _plan_rows(where: tuple[str, int]) -> list[tuple[str, float, str, str]]:
+    found, plan_s = _timed(lambda: plan(_scenario(where)))
+    fresh = _scenario(where)
     frames, fit_s = _timed(lambda: space(fresh).frames)
     numbered = screen(fresh, frames)
     _, cold_s = _timed(lambda: bounds(numbered))
@@ -70,8 +75,9 @@ def _plan_rows(scenario: Scenario) -> list[tuple[str, float, str, str]]:
     ]
 
 
-def _what_if_rows(scenario: Scenario) -> list[tuple[str, float, str, str]]:
-    strategy: Strategy = load_strategy(STRATEGY, scenario.cluster.gpus)
+def _what_if_rows(where: tuple[str, int]) -> list[tuple[str, float, str, str]]:
+    scenario = _scenario(where)
+    strategy: Strategy = load_strategy(_strategy(where), scenario.cluster.gpus)
     _, cold_s = _timed(lambda: play(scenario, strategy, events=False, fold=True))
     warm = [_timed(lambda: play(scenario, strategy, events=False, fold=True))[1] for _ in range(20)]
     _, events_s = _timed(lambda: play(scenario, strategy, events=True))
@@ -88,8 +94,8 @@ def _event_rows() -> list[tuple[str, float, str, str]]:
     return [("SimPy", played.events / seconds, "events/s", "")]
 
 
-def _command_row(nodes: int) -> tuple[str, float, str, str]:
-    cluster = ["--cluster", "dgx-h100", "--nodes", str(nodes), "--strategy", STRATEGY]
+def _command_row(where: tuple[str, int]) -> tuple[str, float, str, str]:
+    cluster = ["--cluster", where[0], "--nodes", str(where[1]), "--strategy", _strategy(where)]
     command = [sys.executable, "-m", "moesim", "simulate", "deepseek-v3", *cluster]
     _, seconds = _timed(lambda: subprocess.run(command, check=True, capture_output=True))
     return "command line: simulate, played", seconds, "s", "< 2"
@@ -107,18 +113,21 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     times = frame[frame["unit"].isin(["s", "ms"])]
     seconds = times["value"] * np.where(times["unit"] == "ms", 1e-3, 1.0)
     picture, ax = plots.figure(rows=len(times))
-    ax.barh(times["what"], seconds, color="#0072B2")
-    ax.set(xscale="log", xlabel="time (s)", ylabel="")
+    ax.scatter(seconds, times["what"], color="#0072B2", zorder=2)
+    for second, what in zip(seconds, times["what"], strict=True):
+        ax.annotate(show_seconds(second), (second, what), xytext=(8, 0), textcoords="offset points", va="center")
+    ax.set(xscale="log", xlabel="time (s)", xlim=(1e-3, 30.0))
+    ax.grid(axis="both", color="#dddddd", zorder=0)
     ax.invert_yaxis()
     plots.save(picture, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="16 nodes instead of 32")
+    parser.add_argument("--quick", action="store_true", help="16 x DGX H200 instead")
     parser.add_argument("--out", type=Path, default=Path("studies/results"))
     arguments = parser.parse_args()
-    frame = run(16 if arguments.quick else 32)
+    frame = run(QUICK if arguments.quick else FULL)
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_whole(arguments.out / "planner_speed.csv", lambda path: frame.to_csv(path, index=False))
     draw(frame, arguments.out / "planner_speed.png")
