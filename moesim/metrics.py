@@ -170,6 +170,7 @@ def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
     if scenario.cluster.nodes > 1:
         told.append("collectives and all-to-all between nodes are a model with assumed start-up times")
     if scenario.workload.trains:
+        told.append("kernel times were measured at locked clocks: a run at its power limit is slower")
         told.append("backward passes are priced at the forward kernels' efficiency")
     if scenario.workload.trains and strategy.zero > 1:
         told.append("ZeRO 2 and 3 traffic hides behind its own layer only, not behind the next one: pessimistic")
