@@ -34,13 +34,6 @@ from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 from moesim.strategy import Strategy
 
 
-class Candidate(NamedTuple):
-    """A frame and a variant of it."""
-
-    frame: int
-    variant: Variant
-
-
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Screen:
     """All candidates; index arrays into ``frames`` keep them small."""
