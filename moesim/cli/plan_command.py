@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 @with_options(*SCENARIO)
 @click.option("--objective", help="throughput, latency or cost.  [prefill: latency, the TTFT; else throughput]")
 @click.option("--top", type=int, default=5, show_default=True, help="Layouts to rank.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for report, tables and plots.")
+@click.option("--out", "folder", help="Folder for report, tables and plots.")
 @AS_JSON
-def command(objective: str | None, top: int, out: Path | None, as_json: bool, **asked: Any) -> int:
+def command(objective: str | None, top: int, folder: str | None, as_json: bool, **asked: Any) -> int:
     """Rank configurations for MODEL (a preset or a Hugging Face config.json) on a cluster."""
     from moesim.planner import plan
     from moesim.planner.plan import to_dict
     from moesim.report import COLUMNS, as_text, nothing_feasible, question, recommendation, table_row
 
+    if folder == "":
+        raise MoesimError("--out is empty: name a folder, or . for this one")
+    out = Path(folder) if folder is not None else None
     if out is not None and out.exists() and not out.is_dir():
         raise MoesimError(f"--out {out} is a file: name a folder")
     scenario = read_scenario(asked)

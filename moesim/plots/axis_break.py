@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MOST_PASSES: Final = 200  # of one stage that can still be told apart on a page
 GAP: Final = 0.06  # share of the axis
+TALL_IN: Final = 4.0  # inches; a lower figure has no room for the whole sentence
 
 
 class Break(NamedTuple):
@@ -56,7 +57,8 @@ def mark_break(ax: "Axes", cut: Break, factor: float) -> None:
     """The gap in grey with what it hides, and ticks that tell the true time."""
     from_s, to_s = cut.left_s, cut.left_s + cut.gap_s
     ax.axvspan(from_s * factor, to_s * factor, color="0.93", zorder=0, linewidth=0)
-    hidden = f"{show_seconds(cut.right_s - cut.left_s)} of the same not drawn"
+    tall = ax.figure.get_figheight() > TALL_IN  # type: ignore[union-attr]  # no subfigures here
+    hidden = show_seconds(cut.right_s - cut.left_s) + (" of the same not drawn" if tall else "\nleft out")
     ax.text(
         (from_s + to_s) / 2 * factor, 0.5, hidden, rotation=90, ha="center", va="center", fontsize=SMALL,
         color="0.3", transform=ax.get_xaxis_transform(),
