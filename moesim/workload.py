@@ -9,7 +9,7 @@ GPU at 4,096 tokens of context.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 from moesim.errors import MoesimError, choice
 
@@ -87,7 +87,7 @@ def make_workload(
     sequences = global_batch if global_batch is not None else _sequences(kind, gpus, batch, prompt)
     decodes = kind == "decode"
     return Workload(
-        kind=kind,  # type: ignore[arg-type]  # checked above
+        kind=cast(Kind, kind),
         sequences=sequences,
         queries=1 if decodes else prompt,
         past=prompt + (osl or 0) // 2 if decodes else 0,

@@ -29,7 +29,7 @@ def decode(**changed: object) -> AttentionShape:
         "kind": "gqa", "phase": "decode", "heads": 32, "kv_heads": 8, "head_dim": 128, "v_head_dim": 128,
         "batch": 64.0, "queries": 1.0, "context": 4096.0,
     }  # fmt: skip
-    return AttentionShape(**(stated | changed))  # type: ignore[arg-type]
+    return AttentionShape(**(stated | changed))
 
 
 def mla(phase: str, queries: float) -> AttentionShape:

@@ -1,6 +1,5 @@
 """What an installed moesim holds, and that it finds its tables from any directory."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,10 +11,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_BYTES = 10_000_000
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("hatchling") is None, reason="hatchling builds the wheel: pip install hatchling"
-)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from moesim.plots.style import SMALL
@@ -57,7 +58,7 @@ def mark_break(ax: "Axes", cut: Break, factor: float) -> None:
     """The gap in grey with what it hides, and ticks that tell the true time."""
     from_s, to_s = cut.left_s, cut.left_s + cut.gap_s
     ax.axvspan(from_s * factor, to_s * factor, color="0.93", zorder=0, linewidth=0)
-    tall = ax.figure.get_figheight() > TALL_IN  # type: ignore[union-attr]  # no subfigures here
+    tall = isinstance(ax.figure, Figure) and ax.figure.get_figheight() > TALL_IN
     hidden = show_seconds(cut.right_s - cut.left_s) + (" of the same not drawn" if tall else "\nleft out")
     ax.text(
         (from_s + to_s) / 2 * factor, 0.5, hidden, rotation=90, ha="center", va="center", fontsize=SMALL,

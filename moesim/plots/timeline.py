@@ -149,12 +149,11 @@ def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
     room = (passes["end_s"] - passes["start_s"]).quantile(0.1) / whole
     if room < label_share(ax, str(passes["chunk"].max())):
         return
-    for one in passes.itertuples():
-        colour = STEP_COLOURS[str(one.what)]
-        middle = (float(one.start_s) + float(one.end_s)) / 2 * factor  # type: ignore[arg-type]
+    columns = (passes[name].tolist() for name in ("what", "start_s", "end_s", "rank", "chunk"))
+    for what, start_s, end_s, rank, chunk in zip(*columns, strict=True):
         ax.text(
-            middle, float(one.rank) - 0.07, str(one.chunk),  # type: ignore[arg-type]
-            ha="center", va="center", fontsize=SMALL - 1, color=readable_on(colour),
+            (start_s + end_s) / 2 * factor, rank - 0.07, str(chunk),
+            ha="center", va="center", fontsize=SMALL - 1, color=readable_on(STEP_COLOURS[what]),
         )  # fmt: skip
 
 
@@ -174,9 +173,9 @@ def _label_ops(
 ) -> set[tuple[str, str]]:
     """The name of each op in its bar, or its initial, or nothing: what fits. Returns the initials used."""
     initials = set()
-    for one in bars.itertuples():
-        what, number = str(one.what), str(one.chunk) if chunked else ""
-        start_s, end_s = float(one.start_s), float(one.end_s)  # type: ignore[arg-type]
+    columns = (bars[name].tolist() for name in ("what", "start_s", "end_s", "rank", "chunk"))
+    for what, start_s, end_s, rank, chunk in zip(*columns, strict=True):
+        number = str(chunk) if chunked else ""
         short = what[0].upper()
         name = f"{what} {number}".strip()
         choices = (name, f"{what.replace(' ', LINE)} {number}".strip(), short + number)
@@ -184,7 +183,7 @@ def _label_ops(
         if fits == [choices[-1]]:
             initials.add((short, what))
         ax.text(
-            (start_s + end_s) / 2 * factor, float(one.rank), fits[0] if fits else "",  # type: ignore[arg-type]
+            (start_s + end_s) / 2 * factor, rank, fits[0] if fits else "",
             ha="center", va="center", fontsize=SMALL - 1, color=readable_on(colour),
         )  # fmt: skip
     return initials
