@@ -9,7 +9,7 @@ import pytest
 from moesim.cli import COMMANDS, main
 from moesim.cli import moesim as group
 from moesim.cli.cost_command import OPERATIONS
-from moesim.profile import profiles_folder
+from moesim.profile import shipped_folder
 
 SCENARIO = (
     "MODEL --average-load --batch --cluster --dtype --global-batch --gpu-hour-price --isl --json --nodes --osl "
@@ -344,7 +344,7 @@ def test_the_cluster_file_with_its_unit_mended_is_taken(tmp_path, capsys):
 
 
 def test_a_profile_without_one_of_its_columns_is_refused(tmp_path, monkeypatch, capsys):
-    for source in profiles_folder().glob("h200/*"):
+    for source in shipped_folder().glob("h200/*"):
         copy = tmp_path / "h200" / source.name
         copy.parent.mkdir(exist_ok=True)
         text = source.read_text()

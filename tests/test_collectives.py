@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moesim.cluster import CLUSTERS, Group, load_cluster
 from moesim.collectives import all_gather, all_reduce, in_node, point_to_point, reduce_scatter
 from moesim.collectives.curves import OPS, node_curves
-from moesim.cost import ESTIMATED, PUBLISHED
+from moesim.cost import ESTIMATED, MEASURED, PUBLISHED
 from moesim.errors import MoesimError
 
 US, MIB = 1e-6, 2.0**20
@@ -157,10 +157,15 @@ def test_a_table_with_a_missing_column_is_refused(tmp_path, monkeypatch):
         all_gather(H100, Group(size=8, per_node=8), 1e6)
 
 
-def test_a_folder_without_the_table_is_refused(tmp_path, monkeypatch):
+def test_a_table_of_ones_own_goes_before_the_shipped_one(tmp_path, monkeypatch):
+    (tmp_path / "h100").mkdir()
+    header = "op,ranks,bytes,library,time_us,basis,source\n"
+    rows = "all_gather,8,1,gloo,7,measured,here\nall_gather,8,1000000,gloo,70,measured,here\n"
+    (tmp_path / "h100" / "collectives.csv").write_text(header + rows)
     monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
-    with pytest.raises(MoesimError, match=r"cannot read .*collectives.csv"):
-        all_gather(H100, Group(size=8, per_node=8), 1e6)
+    cost = all_gather(H100, Group(size=8, per_node=8), 1e6)
+    assert float(cost.seconds) == pytest.approx(70e-6)
+    assert cost.basis is MEASURED
 
 
 @given(
@@ -193,11 +198,11 @@ def test_curves_rise(op, name):
 def test_the_bound_needs_no_clamp_on_measured_points():
     # a data-sheet floor above a measurement would be a wrong data sheet or a wrong convention of bytes
     from moesim.collectives.curves import floor_share
-    from moesim.profile import profiles_folder
+    from moesim.profile import shipped_folder
 
     for name in ("dgx-a100", "dgx-h100", "hgx-b200", "pcie-l40s"):
         cluster = CLUSTERS[name]
-        with (profiles_folder() / cluster.gpu.name.lower() / "collectives.csv").open(newline="") as file:
+        with (shipped_folder() / cluster.gpu.name.lower() / "collectives.csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 floor_s = floor_share(row["op"], int(row["ranks"])) * float(row["bytes"])
                 assert floor_s / cluster.scale_up.peak_bytes_per_s <= float(row["time_us"]) * US

@@ -1,7 +1,5 @@
 """Intra-node collectives on sizes that no profile holds."""
 
-import shutil
-
 import numpy as np
 import pytest
 
@@ -56,12 +54,3 @@ def test_a_table_with_a_missing_column_is_refused(tmp_path):
 def test_a_folder_without_the_table_is_refused(tmp_path):
     with pytest.raises(MoesimError, match=f"has no {TABLE}"):
         judge(tmp_path)
-
-
-def test_profiles_without_held_out_rows_give_an_empty_frame(tmp_path, monkeypatch):
-    from moesim.profile import profiles_folder
-
-    (tmp_path / "h100").mkdir()
-    shutil.copy(profiles_folder() / "h100" / "collectives.csv", tmp_path / "h100")
-    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
-    assert judge(None).empty

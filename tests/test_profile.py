@@ -1,6 +1,7 @@
 """Profiles: finding, reading, refusing, carrying over, fitting."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from moesim.cluster import GPUS
-from moesim.cost import ESTIMATED, PUBLISHED
+from moesim.cost import ESTIMATED, MEASURED, PUBLISHED
 from moesim.errors import MoesimError
-from moesim.profile import fit, load_profile, profiles_folder, read_table
+from moesim.profile import fit, load_profile, profile_folders, read_table, shipped_folder, slug
 from moesim.profile.fitting import Kernel, non_negative
+from moesim.profile.load import OPERATIONS
 
 HEADER = "kernel,dtype,m,n,k,time_us\n"
 ROW = "a,bf16,1,2,3,4.5\n"
@@ -79,29 +81,56 @@ def test_a_basis_must_be_stated(tmp_path: Path) -> None:
     home = tmp_path / "h200"
     home.mkdir()
     write(home, HEADER + ROW)
-    stated = json.loads((profiles_folder() / "h200" / "meta.json").read_text())
+    stated = json.loads((shipped_folder() / "h200" / "meta.json").read_text())
     stated["tables"]["gemm"]["basis"] = "guessed"
     (home / "meta.json").write_text(json.dumps(stated))
     with pytest.raises(MoesimError, match=r"tables\.gemm .*guessed.*state basis"):
         load_profile(GPUS["H200"], tmp_path)
 
 
-def test_the_environment_names_the_folder_and_a_wrong_one_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def copied(home: Path, basis: str) -> Path:
+    """The shipped H200 profile under another folder, its GEMMs with another basis."""
+    shutil.copytree(shipped_folder() / "h200", home / "h200")
+    path = home / "h200" / "meta.json"
+    meta = json.loads(path.read_text())
+    meta["tables"]["gemm"]["basis"] = basis
+    path.write_text(json.dumps(meta))
+    return home
+
+
+def test_a_profile_of_ones_own_goes_before_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOESIM_PROFILES", str(copied(tmp_path, "published")))
+    assert profile_folders() == (tmp_path, shipped_folder())
+    first, second = load_profile(GPUS["H200"]).tables["gemm"][:2]
+    assert (first.table.path.parent.parent, second.table.path.parent.parent) == (tmp_path, shipped_folder())
+
+
+def test_measured_tables_go_before_published_ones(tmp_path: Path) -> None:
+    measured = copied(tmp_path / "measured", "measured")
+    tables = load_profile(GPUS["H200"], shipped_folder(), measured).tables["gemm"]
+    assert [one.basis for one in tables[:2]] == [MEASURED, PUBLISHED]
+
+
+@pytest.mark.parametrize(("folder", "says"), [("", r"no <name>/<table>\.csv"), ("nowhere", "is not a folder")])
+def test_a_stated_folder_without_profiles_is_refused(
+    folder: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path))
-    assert profiles_folder() == tmp_path
-    with pytest.raises(MoesimError, match=r"no <gpu>/meta\.json"):
+    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path / folder))
+    with pytest.raises(MoesimError, match=says):
         load_profile(GPUS["H200"])
-    monkeypatch.setenv("MOESIM_PROFILES", str(tmp_path / "nowhere"))
-    with pytest.raises(MoesimError, match="is not a folder"):
-        profiles_folder()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "folder"), [("H200", "h200"), ("CPU EPYC 7B13", "cpu-epyc-7b13"), ("RTX PRO 6000", "rtx-pro-6000")]
+)
+def test_a_profile_lies_in_the_folder_of_its_gpus_name(gpu: str, folder: str) -> None:
+    assert slug(gpu) == folder
 
 
 def test_own_tables_are_published_and_loaded_once() -> None:
     profile = load_profile(GPUS["H200"])
     assert profile.limits == ()
-    assert all(tables[0].basis is PUBLISHED and not tables[0].carried_error for tables in profile.tables.values())
+    assert all(profile.tables[name][0].basis is PUBLISHED for name in OPERATIONS)
     assert load_profile(GPUS["H200"]) is profile
 
 

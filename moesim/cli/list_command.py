@@ -48,24 +48,24 @@ def _clusters() -> Rows:
 
 
 def _profiles() -> Rows:
+    """What prices each GPU: those of the presets, and those that the user measured."""
     from moesim.cluster import GPUS
-    from moesim.profile import load_profile
+    from moesim.profile import load_profile, measured_gpus
 
     rows: Rows = []
-    for name, gpu in GPUS.items():
-        profile = load_profile(gpu)
-        for operation, measured in profile.tables.items():
-            nearest = measured[0]
-            rows.append(
+    for name, gpu in ({one.name: one for one in measured_gpus()} | GPUS).items():
+        for operation, tables in load_profile(gpu).tables.items():
+            rows += [
                 {
                     "gpu": name,
                     "operation": operation,
                     "rows": nearest.table.rows,
                     "from": nearest.gpu.name,
-                    "basis": "estimated" if nearest.carried_error else "published or measured",
+                    "basis": next(basis for basis, share in nearest.basis._asdict().items() if share),
                     "source": nearest.source,
                 }
-            )
+                for nearest in tables[:1]
+            ]
     return rows
 
 

@@ -7,8 +7,9 @@ taken as noise.
 Other numbers of ranks are read at equal *wire* bytes, ``bytes x (n-1)/n`` (twice that for all-reduce),
 which every rank sends on its link, and interpolated between the two nearest measured numbers of ranks.
 
-A GPU without a table takes the table of the nearest measured one and scales what is not latency by the
-ratio of the links' achieved bandwidths: *estimated*, with a wider band.
+A table that ``moesim calibrate`` wrote for the cluster's GPU goes before all others. A GPU without one takes
+the table of the nearest measured one and scales what is not latency by the ratio of the links' achieved
+bandwidths: *estimated*, with a wider band.
 """
 
 import csv
@@ -22,7 +23,7 @@ import numpy as np
 from moesim.cluster import CLUSTERS, Cluster
 from moesim.cost import BASIS, ESTIMATED, Basis, Cost, FloatArray, cost
 from moesim.errors import MoesimError, choice
-from moesim.profile import profiles_folder
+from moesim.profile import own_table, shipped_folder, slug
 from moesim.units import US
 
 COLUMNS: Final = ("op", "ranks", "bytes", "library", "time_us", "basis", "source")
@@ -117,6 +118,10 @@ def _band(known: Curves, ranks: int) -> float:
 def node_curves(cluster: Cluster, op: str) -> Curves:
     """The curves of ``op`` for one node of this cluster: its own, or those of the nearest measured GPU."""
     up = cluster.scale_up
+    own = own_table(cluster.gpu.name, "collectives")
+    if own is not None and any(row["op"] == op for row in _rows(own)):
+        curves, basis, source = _read_curves(own, cluster.gpu.name, op)
+        return Curves(curves=curves, slower=1.0, basis=BASIS[basis], band=BAND[up.kind], source=source)
     donor = CLUSTERS[_DONORS.get((up.kind, cluster.gpu.architecture if up.kind == "nvlink" else ""), "dgx-h100")]
     slower = donor.scale_up.bandwidth_bytes_per_s / up.bandwidth_bytes_per_s
     curves, basis, source = read_curves(donor.gpu.name, op)
@@ -130,7 +135,7 @@ def node_curves(cluster: Cluster, op: str) -> Curves:
 
 def read_curves(gpu: str, op: str) -> tuple[tuple[Curve, ...], str, str]:
     """The measured curves of one GPU and operation, with their basis and source."""
-    return _read_curves(profiles_folder() / gpu.lower() / "collectives.csv", gpu, op)
+    return _read_curves(shipped_folder() / slug(gpu) / "collectives.csv", gpu, op)
 
 
 @lru_cache(maxsize=64)

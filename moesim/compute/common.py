@@ -65,7 +65,9 @@ def kernels(measured: Measured, dtype: str) -> list[str]:
 
 def missing(profile: Profile, what: str, dtype: str) -> MoesimError:
     """No rows anywhere."""
-    return MoesimError(f"no {what} rows for {dtype} in {profile.folder}: choose another dtype, or add rows")
+    return MoesimError(
+        f"no {what} rows for {dtype} in {profile.folders[0]}: choose another dtype, or measure with moesim calibrate"
+    )
 
 
 def far_outside(
@@ -83,7 +85,7 @@ def outside(what: str, asked: FloatArray | float, low: float, high: float, where
         return None
     return MoesimError(
         f"{what} {wrong.flat[0]:g} is far outside what was measured ({where}: from {low:g} to {high:g}); "
-        "stay nearer, or add rows of your own to the profile"
+        "stay nearer, or measure it: moesim calibrate"
     )
 
 

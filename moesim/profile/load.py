@@ -1,23 +1,22 @@
-"""Which profile prices a GPU: its own tables, or those of the nearest measured GPU.
-
-    MOESIM_PROFILES (a folder)  >  the checkout's hardware_profiles/  >  the copy inside the wheel
+"""Which profile prices a GPU: its own tables, measured before published, or those of the nearest measured GPU.
 
 A table that the GPU lacks comes from another GPU of the same architecture, else of any, and is scaled by the
 roofline of the two data sheets: *estimated*, with a wider band, and named in ``Profile.limits``.
 """
 
 import json
-import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from moesim.cost import BASIS, ESTIMATED, Basis
+from moesim.cost import BASIS, ESTIMATED, MEASURED, Basis
 from moesim.errors import MoesimError
+from moesim.profile.folders import profile_folders, profile_homes
 from moesim.profile.table import Table, read_table
 
 OPERATIONS: Final = ("expert_ffn", "gemm", "attention")
+OWN_ONLY: Final = ("kernels", "copies", "launch", "interference")  # say nothing about another GPU
 # Added to the band of a carried table. Tables of one GPU pricing another's rows need, beyond their own band:
 # H100 and H200 (expert FFN, GEMM) 0 to 0.03, A100 and H100 0.03 (expert FFN) and 0.15 to 0.19 (GEMM) in log.
 SAME_ARCHITECTURE_ERROR: Final = 0.10
@@ -71,31 +70,18 @@ class Profile:
     gpu: DataSheet
     tables: dict[str, tuple[Measured, ...]]  # operation -> own tables first, then other GPUs' by nearness
     limits: tuple[str, ...]  # sentences for the limits of a plan
-    folder: Path
+    folders: tuple[Path, ...]  # searched, in this order
     memo: dict[Any, Any] = field(default_factory=dict)  # fitted curves, by what they were fitted for
 
 
-def profiles_folder() -> Path:
-    """The folder with one folder per measured GPU."""
-    return _profiles_folder(os.environ.get("MOESIM_PROFILES"))
+def load_profile(gpu: DataSheet, *folders: Path) -> Profile:
+    """The profile of a GPU from ``folders``; without any, from all places that are searched."""
+    return _load(_Key(gpu), folders or profile_folders())
 
 
-@lru_cache(maxsize=16)
-def _profiles_folder(stated: str | None) -> Path:
-    if stated:
-        if not Path(stated).is_dir():
-            raise MoesimError(f"MOESIM_PROFILES={stated} is not a folder: point it at hardware_profiles or unset it")
-        return Path(stated)
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package.parent / "hardware_profiles", package / "hardware_profiles"):
-        if folder.is_dir() and any(folder.glob("*/meta.json")):
-            return folder
-    raise MoesimError(f"no hardware_profiles beside or inside {package}: reinstall moesim or set MOESIM_PROFILES")
-
-
-def load_profile(gpu: DataSheet, folder: Path | None = None) -> Profile:
-    """The profile of a GPU, from ``folder`` or the first place that has one."""
-    return _load(_Key(gpu), folder if folder is not None else profiles_folder())
+def measured_gpus() -> list[Sheet]:
+    """The GPUs that have a profile of their own."""
+    return [sheet(read_meta(home / "meta.json"), home) for home in profile_homes(profile_folders())]
 
 
 class _Key:
@@ -116,18 +102,23 @@ class _Key:
 
 
 @lru_cache(maxsize=64)
-def _load(key: _Key, folder: Path) -> Profile:
+def _load(key: _Key, folders: tuple[Path, ...]) -> Profile:
     gpu = key.gpu
-    metas = {path.parent: read_meta(path) for path in sorted(folder.glob("*/meta.json"))}
+    metas = {home: read_meta(home / "meta.json") for home in profile_homes(folders)}
     if not metas:
-        raise MoesimError(f"{folder} has no <gpu>/meta.json: put one there, or unset MOESIM_PROFILES")
-    order = sorted(metas, key=lambda home: _distance(gpu, sheet(metas[home], home)))
+        raise MoesimError(f"{folders[0]} has no <name>/meta.json: name a folder that moesim calibrate wrote")
     tables: dict[str, tuple[Measured, ...]] = {}
-    for operation in OPERATIONS:
-        homes = [home for home in order if (home / f"{operation}.csv").is_file()]
-        tables[operation] = tuple(_measured(gpu, operation, home, metas[home]) for home in homes)
+    for operation in (*OPERATIONS, *OWN_ONLY):
+        found = [
+            _measured(gpu, operation, home, meta)
+            for home, meta in metas.items()
+            if (home / f"{operation}.csv").is_file()
+        ]
+        if operation in OWN_ONLY:
+            found = [one for one in found if not one.carried_error]
+        tables[operation] = tuple(sorted(found, key=lambda one: _distance(gpu, one)))
     limits = [sentence for operation in OPERATIONS for sentence in _limits(gpu, operation, tables[operation])]
-    return Profile(gpu=gpu, tables=tables, limits=tuple(limits), folder=folder)
+    return Profile(gpu=gpu, tables=tables, limits=tuple(limits), folders=folders)
 
 
 def _limits(gpu: DataSheet, operation: str, tables: tuple[Measured, ...]) -> list[str]:
@@ -194,13 +185,14 @@ def sheet(meta: dict[str, Any], home: Path) -> Sheet:
         ) from None
 
 
-def _distance(gpu: DataSheet, other: Sheet) -> tuple[int, int, float, str]:
-    """Own first, then the same architecture, then the nearest ratio of memory speed to compute."""
+def _distance(gpu: DataSheet, table: Measured) -> tuple[bool, bool, bool, float]:
+    """Own first, measured before published; then the same architecture, the nearest memory speed over compute."""
+    other = table.gpu
     balance = gpu.memory_bytes_per_s / gpu.flops["bf16"]
     theirs = other.memory_bytes_per_s / other.flops["bf16"]
     return (
-        int(other.name.lower() != gpu.name.lower()),
-        int(other.architecture != gpu.architecture),
+        other.name.lower() != gpu.name.lower(),
+        table.basis is not MEASURED,
+        other.architecture != gpu.architecture,
         abs(theirs / balance - 1.0),
-        other.name,
     )

@@ -24,8 +24,13 @@ COLUMNS: Final = {  # text columns | columns of numbers
     "gemm": "kernel dtype | m n k time_us",
     "attention": "kernel phase kind dtype kv_dtype | "
     "heads kv_heads head_dim v_head_dim latent_dim batch queries context time_us",
+    "kernels": "op kernel dtype model load | tokens hidden ffn experts top_k flops bytes time_us",
+    "copies": "direction | bytes time_us",
+    "launch": "how | kernels time_us",
+    "interference": "kernel | sms_held alone_us beside_us",
 }
-_MAY_BE_ZERO: Final = ("gated", "latent_dim")
+OPTIONAL: Final = {"expert_ffn": ("tokens_per_expert",)}  # text; empty where a table has no such column
+_MAY_BE_ZERO: Final = ("gated", "latent_dim", "ffn", "flops", "sms_held")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -39,7 +44,7 @@ class Table:
     @property
     def rows(self) -> int:
         """Measured points."""
-        return len(self.time_s)
+        return len(next(iter(self.text.values())))
 
     @property
     def time_s(self) -> FloatArray:
@@ -83,9 +88,13 @@ def read_table(path: Path, kind: str) -> Table:
             "it was cut short; write it again"
         )
     columns = dict(zip(header, zip(*lines[1:], strict=True), strict=True))
+    nothing = ("",) * (len(lines) - 1)
+    texts = {name: columns[name] for name in text} | {
+        name: columns.get(name, nothing) for name in OPTIONAL.get(kind, ())
+    }
     return Table(
         path=path,
-        text={name: np.asarray(columns[name], dtype=np.str_) for name in text},
+        text={name: np.asarray(column, dtype=np.str_) for name, column in texts.items()},
         numbers={name: _numbers(path, name, columns[name]) for name in numbers},
     )
 

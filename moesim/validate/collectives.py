@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.cluster import CLUSTERS, Cluster
 from moesim.collectives import in_node
 from moesim.errors import MoesimError
-from moesim.profile import profiles_folder
+from moesim.profile import shipped_folder
 from moesim.units import US
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def _shipped(table: str = "collectives_held_out") -> "pd.DataFrame":
 
     parts = [
         pd.read_csv(path).assign(gpu=path.parent.name.upper(), skipped="")
-        for path in sorted(profiles_folder().glob(f"*/{table}.csv"))
+        for path in sorted(shipped_folder().glob(f"*/{table}.csv"))
     ]
-    return pd.concat(parts) if parts else pd.DataFrame(columns=[*_KEY, "time_us", "source", "skipped"])
+    return pd.concat(parts)
 
 
 def _folder(data: Path) -> "pd.DataFrame":

@@ -16,7 +16,7 @@ from moesim.compute import AttentionShape, attention, expert_ffn, gemm
 from moesim.compute.expert_parts import row_loads
 from moesim.cost import ESTIMATED, Cost
 from moesim.errors import MoesimError
-from moesim.profile import load_profile, profiles_folder
+from moesim.profile import load_profile, shipped_folder
 from moesim.profile.table import COLUMNS as TABLE_COLUMNS
 from moesim.units import US
 from moesim.validate.kernel_rows import attention_rows, expert_rows, gemm_rows
@@ -138,7 +138,7 @@ def _shipped(operation: str) -> "pd.DataFrame":
             skipped="",
             source="aiconfigurator-core 0.12.0 (Apache-2.0), held out",
         )
-        for path in sorted(profiles_folder().glob(f"*/held_out_{operation}.csv"))
+        for path in sorted(shipped_folder().glob(f"*/held_out_{operation}.csv"))
     ]
     return pd.concat(found) if found else pd.DataFrame()
 
@@ -175,7 +175,7 @@ def _kept(rows: "pd.DataFrame", operation: str) -> "pd.Series[bool]":
     text, numbers = TABLE_COLUMNS[operation].split("|")
     names = [*text.split(), *numbers.split()]
     kept: set[tuple[Any, ...]] = set()
-    for path in profiles_folder().glob(f"*/{operation}.csv"):
+    for path in shipped_folder().glob(f"*/{operation}.csv"):
         held = pd.read_csv(path, keep_default_na=False)
         kept |= {(path.parent.name.upper(), *row) for row in held[names].itertuples(index=False, name=None)}
     here = zip(rows["gpu"], *(rows[name] for name in names), strict=True)
