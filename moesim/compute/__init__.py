@@ -8,6 +8,7 @@ expert_curve     one shape of it as a table
 gemm             a dense GEMM
 attention        the attention core, prefill and decode, GQA and MLA
 attention_shape  one attention call: pairs, bytes
+kernel           one of moesim's own kernels by name, where this GPU was calibrated
 memory_bound     a kernel that only moves bytes
 loads            the loads that published tables were measured under
 common           dtypes, sources, refusal, band
@@ -18,10 +19,11 @@ from moesim.compute.attention_shape import AttentionShape, attended_pairs
 from moesim.compute.common import DTYPES, LAUNCH_GAP_S
 from moesim.compute.expert import COVERS, expert_ffn
 from moesim.compute.gemm import gemm
+from moesim.compute.kernel import gradient, kernel
 from moesim.compute.loads import balanced_load, power_law_load, power_law_loads
 from moesim.compute.memory_bound import memory_bound
 
 __all__ = [
     "COVERS", "DTYPES", "LAUNCH_GAP_S", "AttentionShape", "attended_pairs", "attention", "balanced_load",
-    "expert_ffn", "gemm", "memory_bound", "power_law_load", "power_law_loads",
+    "expert_ffn", "gemm", "gradient", "kernel", "memory_bound", "power_law_load", "power_law_loads",
 ]  # fmt: skip

@@ -1,21 +1,67 @@
-"""Seconds of a kernel that only moves bytes: norms, activations, permutations, gate softmax."""
+"""Seconds of a kernel that only moves bytes: norms, activations, permutations, gate softmax.
 
-from typing import Final
+    seconds = bytes / (achieved x data-sheet memory speed) + a launch
+
+On a calibrated GPU both numbers are fitted to the permutations and copies measured there.
+"""
+
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from moesim.cost import ESTIMATED, Cost, FloatArray, cost
-from moesim.profile import Profile
+from moesim.cost import ESTIMATED, Basis, Cost, FloatArray, cost
+from moesim.profile import Measured, Profile, non_negative
 
 ACHIEVED: Final = 0.8  # of the data sheet's memory speed; and 3 us a kernel:
 KERNEL_S: Final = 3e-6  # aiconfigurator 0.12.0 systems/*.yaml, gpu_mem_bw_empirical_scaling_factor, constant_latency
+ERROR: Final = 0.35
 _SOURCE: Final = "data sheet memory speed x 0.8 + 3 us (aiconfigurator 0.12.0 system files)"
+_OPS: Final = ("permute", "unpermute")
+_TAIL: Final = 0.9
+_LEAST_ROWS: Final = 6
+
+
+class _Speed(NamedTuple):
+    seconds_per_byte: float
+    kernel_s: float
+    error: float
+    basis: Basis
+    source: str
 
 
 def memory_bound(profile: Profile, size_bytes: FloatArray | float) -> Cost:
     """Seconds to move ``size_bytes`` (reads and writes together)."""
     size = np.asarray(size_bytes, dtype=np.float64)
+    speed = _speed(profile)
     bound_s = size / profile.gpu.memory_bytes_per_s
-    seconds = np.where(size > 0.0, bound_s / ACHIEVED + KERNEL_S, 0.0)
-    where = "memory" if np.sum(bound_s) > KERNEL_S * size.size else "launch"
-    return cost(seconds, 0.35, bound_s, where, ESTIMATED, _SOURCE)
+    seconds = np.where(size > 0.0, np.maximum(bound_s, size * speed.seconds_per_byte + speed.kernel_s), 0.0)
+    where = "memory" if np.sum(bound_s) > speed.kernel_s * size.size else "launch"
+    return cost(seconds, speed.error, bound_s, where, speed.basis, speed.source)
+
+
+def _speed(profile: Profile) -> _Speed:
+    key = ("memory_bound",)
+    if key not in profile.memo:
+        stated = 1.0 / (ACHIEVED * profile.gpu.memory_bytes_per_s)
+        default = _Speed(stated, KERNEL_S, ERROR, ESTIMATED, _SOURCE)
+        tables = profile.tables["kernels"]
+        profile.memo[key] = (_measured(tables[0]) if tables else None) or default
+    found: _Speed = profile.memo[key]
+    return found
+
+
+def _measured(measured: Measured) -> _Speed | None:
+    rows = measured.table.take(np.isin(measured.table.text["op"], _OPS))
+    if rows.rows < _LEAST_ROWS:
+        return None
+    size, time_s = rows.numbers["bytes"], rows.time_s
+    parts = np.stack([size / measured.gpu.memory_bytes_per_s, np.full_like(size, 1e-6)], axis=-1)
+    slower, launches = non_negative(parts / time_s[:, None])
+    misses = np.abs(np.log(parts @ np.array([slower, launches]) / time_s))
+    return _Speed(
+        seconds_per_byte=float(slower) / measured.gpu.memory_bytes_per_s,
+        kernel_s=float(launches) * 1e-6,
+        error=float(np.expm1(np.quantile(misses, _TAIL))),
+        basis=measured.basis,
+        source=f"{measured.source}; {', '.join(_OPS)}",
+    )

@@ -6,12 +6,12 @@ load     which tables price a GPU; carried over from the nearest measured GPU wh
 fitting  measured / roofline as a smooth function of the shape, with its own uncertainty
 """
 
-from moesim.profile.fitting import Fit, fit
+from moesim.profile.fitting import Fit, fit, non_negative
 from moesim.profile.folders import own_table, profile_folders, profile_homes, shipped_folder, slug
 from moesim.profile.load import DataSheet, Measured, Profile, Sheet, load_profile, measured_gpus
 from moesim.profile.table import Table, read_table
 
 __all__ = [
     "DataSheet", "Fit", "Measured", "Profile", "Sheet", "Table", "fit", "load_profile", "measured_gpus",
-    "own_table", "profile_folders", "profile_homes", "read_table", "shipped_folder", "slug",
+    "non_negative", "own_table", "profile_folders", "profile_homes", "read_table", "shipped_folder", "slug",
 ]  # fmt: skip

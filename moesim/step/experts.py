@@ -16,7 +16,7 @@ import numpy as np
 from moesim.alltoall import Direction, Traffic, all_to_all, copies_by_rank, resized
 from moesim.cluster import Group
 from moesim.collectives import all_gather, reduce_scatter
-from moesim.compute import expert_ffn
+from moesim.compute import expert_ffn, gradient
 from moesim.cost import ESTIMATED, FloatArray
 from moesim.model import Experts, Layer
 from moesim.placement import PLACEMENTS
@@ -130,9 +130,12 @@ def class_weights(ranks: int, classes: int) -> FloatArray:
     return np.array([1] * WORST_ALONE + [len(members) for members in bins]) / ranks
 
 
-def backward_of(forward: Price) -> Price:
-    """A gradient of the experts (data or weights) has the forward's FLOPs and operands."""
-    return scaled(forward, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
+def backward_of(scenario: Scenario, forward: Price, which: str) -> Price:
+    """A gradient of the experts ("data" or "weights") has the forward's FLOPs; as fast as calibrated, if it was."""
+    found = gradient(scenario.profile, which, scenario.workload.dtype)
+    if found is None:
+        return scaled(forward, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
+    return scaled(forward, found.slower, basis=found.measured.basis, error=found.error)
 
 
 @lru_cache(maxsize=16384)

@@ -240,8 +240,8 @@ def _moved(
     prices: Prices = {"experts": forward}
     ways: list[tuple[str, Direction, bool]] = [("dispatch", "dispatch", False), ("combine", "combine", False)]
     if backward:
-        gradient = experts.backward_of(forward)
-        prices |= {"experts grad": gradient, "experts weight grad": gradient}
+        prices["experts grad"] = experts.backward_of(scenario, forward, "data")
+        prices["experts weight grad"] = experts.backward_of(scenario, forward, "weights")
         ways += [("combine grad", "dispatch", True), ("dispatch grad", "combine", True)]
     if algorithm != "none":
         for name, way, is_gradient in ways:
