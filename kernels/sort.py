@@ -213,7 +213,7 @@ def sort_by_expert(experts_TK: torch.Tensor, experts: int, block: int) -> Sorted
         table = empty(chunks, experts)
         _rank_kernel[(chunks,)](
             experts_TK, source_R, row_TK, block_expert_B, table,
-            copies, experts, order.rows, blocks, CHUNK=CHUNK, COLUMNS=COLUMNS, BINS=bins,
+            copies, experts, order.rows, blocks, CHUNK=CHUNK, COLUMNS=COLUMNS, BINS=bins, num_warps=8,
         )  # fmt: skip
         _scan_kernel[(divide_up(experts, SCAN_EXPERTS),)](
             table, counts_E, chunks, experts, CHUNKS=SCAN_CHUNKS, EXPERTS=SCAN_EXPERTS
