@@ -157,9 +157,9 @@ def unpermute(y_RH: torch.Tensor, sorted: Sorted, weights_TK: torch.Tensor | Non
     y_TH = torch.empty(sorted.tokens, hidden, dtype=y_RH.dtype, device=y_RH.device)
     if y_TH.numel():
         wide = _block_h(y_RH)
-        weights = sorted.row_TK if weights_TK is None else _checked(weights_TK, sorted.tokens, "weights_TK").contiguous()
+        weights = sorted.row_TK if weights_TK is None else _checked(weights_TK, sorted.tokens, "weights_TK")
         _unpermute_kernel[(sorted.tokens, divide_up(hidden, wide))](
-            y_RH, y_TH, sorted.row_TK, weights, hidden,
+            y_RH, y_TH, sorted.row_TK, weights.contiguous(), hidden,
             TOP_K=sorted.top_k, WEIGHTED=weights_TK is not None, BLOCK_H=wide,
         )  # fmt: skip
     return y_TH
@@ -171,7 +171,7 @@ def unpermute_backward(
     """dy_RH (zeros where the blocks in use are padded) and dweights_TK float32 (0 where the expert is elsewhere)."""
     dy_TH, y_RH = _checked(dy_TH, sorted.tokens, "dy_TH").contiguous(), _checked(y_RH, sorted.rows, "y_RH").contiguous()
     weights_TK = _checked(weights_TK, sorted.tokens, "weights_TK").contiguous()
-    dy_RH = torch.empty_like(y_RH)
+    dy_RH = torch.empty(y_RH.shape, dtype=y_RH.dtype, device=y_RH.device)
     dweights_TK = torch.empty(sorted.tokens, sorted.top_k, dtype=torch.float32, device=dy_TH.device)
     if dy_TH.numel() and sorted.top_k:
         _unpermute_backward_kernel[(sorted.tokens + divide_up(sorted.rows, SLAB),)](
