@@ -10,10 +10,13 @@ from moesim.cluster import graph, load_cluster
 from moesim.errors import MoesimError
 from moesim.plots import (
     COLOURS,
+    accuracy,
+    accuracy_panels,
     breakdown,
     candidates,
     figure,
     layer_timeline,
+    roofline,
     save,
     save_table,
     timeline,
@@ -279,3 +282,54 @@ def test_plots_leave_no_figure_open_in_pyplot():
     _, ax = figure()
     breakdown(pd.DataFrame([{"label": "ep=8", "attention": 1.0}]), ax)
     assert pyplot.get_fignums() == []
+
+
+JUDGED = pd.DataFrame(
+    {
+        "group": ["gemm H200 bf16"] * 3 + ["expert-ffn H200 a_kernel_with_a_long_name fp8_block"],
+        "measured": [10.0, 100.0, 1000.0, 50.0],
+        "predicted": [11.0, 100.0, 500.0, 60.0],
+        "low": [9.0, 90.0, 450.0, 40.0],
+        "high": [12.0, 110.0, 550.0, 70.0],
+        "unit": ["us"] * 4,
+    }
+)
+
+
+def test_a_figure_outside_its_band_is_hollow(tmp_path):
+    _, ax = figure()
+    drawn(accuracy(JUDGED, ax), tmp_path)
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[1000.0]]
+    assert ax.get_xlim() == ax.get_ylim()
+
+
+def test_each_group_has_a_panel_with_its_median_error(tmp_path):
+    panels = accuracy_panels(JUDGED)
+    save(panels, tmp_path / "p.png")
+    titles = [ax.get_title() for ax in panels.axes]
+    assert [title.splitlines()[-1] for title in titles] == [
+        "3 figures, median error 10.0%", "1 figures, median error 20.0%",
+    ]  # fmt: skip
+
+
+def test_groups_beyond_the_last_panel_are_counted():
+    many = pd.concat([JUDGED.assign(group=f"group {i}") for i in range(14)])
+    panels = accuracy_panels(many)
+    assert len(panels.axes) == 12
+    assert "2 smaller groups are not drawn" in panels.get_suptitle()
+
+
+def test_a_kernel_at_the_peak_touches_the_roof(tmp_path):
+    frame = pd.DataFrame({"series": ["gemm"], "flops": [1e12], "bytes": [1e9], "seconds": [1e-3]})
+    _, ax = figure()
+    drawn(roofline(frame, ax, flops_per_s={"bf16": 1e15, "fp8": 2e15, "int8": 2e15}, bytes_per_s=4e12), tmp_path)
+    point, *roofs = ax.lines
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == pytest.approx((1000.0, 1000.0))
+    assert sorted(float(roof.get_ydata()[-1]) for roof in roofs) == pytest.approx([1000.0, 2000.0, 2000.0])
+    assert {"bf16 1,000 TFLOP/s", "fp8/int8 2,000 TFLOP/s", "4 TB/s"} <= set(texts(ax))
+
+
+def test_nothing_judged_says_so():
+    empty = accuracy_panels(JUDGED.iloc[:0])
+    assert "no judged figures to show" in [t.get_text() for ax in empty.axes for t in ax.texts]

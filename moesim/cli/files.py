@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 MOST_DRAWN = 20_000  # candidates in the plot
 
 
-def write_plan(found: Plan, document: dict[str, Any], out: Path) -> None:
-    """report.md, plan.json; with results also configurations, candidates, breakdown and timeline."""
+def folder(out: Path) -> None:
+    """The folder of ``--out``, made if it is not there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MoesimError(f"cannot make the folder {out}: {error.strerror}; give another --out") from None
+
+
+def write_plan(found: Plan, document: dict[str, Any], out: Path) -> None:
+    """report.md, plan.json; with results also configurations, candidates, breakdown and timeline."""
+    folder(out)
     write_json(out / "plan.json", document)
     words = recommendation(found) if found.results else nothing_feasible(found.infeasible)
     text = "\n\n".join([f"# {question(found.scenario)}", *words]) + "\n"

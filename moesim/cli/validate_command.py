@@ -12,16 +12,33 @@ COLUMNS: Final = ("group", "n", "median", "mean", "p90", "rms of log", "inside b
 
 
 @click.command("validate")
-@click.option("--group", "groups", multiple=True, help="kernels, collectives, training or serving.  [default: all]")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    help="kernels, collectives, training, serving, or live: a real MoE layer run here now.  [default: all but live]",
+)
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of measured tables (docs/validation.md).")
 @click.option("--rows", is_flag=True, help="Every judged figure instead of the summary.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Tables, predicted-against-measured plots, and a roofline of each GPU with kernels of its own.",
+)
 @click.option("--check", is_flag=True, help="Exit with 1 when a target is missed.")
 @with_options(AS_JSON)
-def command(groups: tuple[str, ...], data: Path | None, rows: bool, check: bool, as_json: bool) -> int:
+def command(
+    groups: tuple[str, ...], data: Path | None, rows: bool, out: Path | None, check: bool, as_json: bool
+) -> int:  # fmt: skip
     """Compare predictions with measurements: the cited set that ships with moesim, or a folder of tables."""
     from moesim.validate import validate
 
     found = validate(groups or None, data)
+    if out is not None:
+        from moesim.cli.validate_files import write_validation
+
+        write_validation(found, out)
     if as_json:
         print_json(found.to_dict())
     elif rows:

@@ -5,23 +5,30 @@
     timeline.py    timeline() of a step, layer_timeline() of one layer pass
     candidates.py  candidates(): every priced strategy, the played ones, the winner
     breakdown.py   breakdown(): where the seconds of a step go
+    accuracy.py    accuracy() of one group of judged figures, accuracy_panels() of all
+    roofline.py    roofline(): measured kernels under the data sheet's roof
     topology.py    topology(): the cluster as tiers of nodes and links
 
 matplotlib is imported here and nowhere else.
 """
 
+from moesim.plots.accuracy import accuracy, accuracy_panels
 from moesim.plots.breakdown import breakdown
 from moesim.plots.candidates import candidates
+from moesim.plots.roofline import roofline
 from moesim.plots.style import COLOURS, figure, save, save_table
 from moesim.plots.timeline import layer_timeline, timeline
 from moesim.plots.topology import topology
 
 __all__ = [
     "COLOURS",
+    "accuracy",
+    "accuracy_panels",
     "breakdown",
     "candidates",
     "figure",
     "layer_timeline",
+    "roofline",
     "save",
     "save_table",
     "timeline",
