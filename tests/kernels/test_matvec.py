@@ -32,9 +32,8 @@ def check(kind, experts, n, k, tokens, choices, activation, seed):
 
 
 @given(
-    kind=st.sampled_from(["int4", "ternary"]), experts=st.integers(1, 3), half=st.integers(1, 20), k=st.integers(1, 300),
-
-    tokens=st.integers(1, 3), choices=st.integers(1, 2), seed=st.integers(0, 2**20),
+    kind=st.sampled_from(["int4", "ternary"]), experts=st.integers(1, 3), half=st.integers(1, 20),
+    k=st.integers(1, 300), tokens=st.integers(1, 3), choices=st.integers(1, 2), seed=st.integers(0, 2**20),
     activation=st.sampled_from(["none", "swiglu", "relu", "gelu"]),
 )  # fmt: skip
 @settings(max_examples=50, deadline=None, derandomize=True)
