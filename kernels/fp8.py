@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import Work, divide_up
+from .common import DOT_IN_FP32, Work, divide_up
 
 GROUP: Final = 128  # values of K that share a scale; rows of w likewise
 LARGEST: Final = 448.0  # of e4m3
@@ -68,7 +68,12 @@ def _quantise_rows_kernel(
     at = row[:, None] * k + col[None, :]
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     of_row = tl.maximum(tl.max(tl.abs(values), axis=1) / LARGEST, LEAST_SCALE)
-    tl.store(x8 + at, (values / of_row[:, None]).to(tl.float8e4nv), mask=inside)
+    scaled = values / of_row[:, None]
+    if DOT_IN_FP32:  # the interpreter halves what it rounds up to a power of two: leave it 3 bits of mantissa
+        bits = scaled.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+        scaled = bits.to(tl.float32, bitcast=True)
+    tl.store(x8 + at, scaled.to(tl.float8e4nv), mask=inside)
     tl.store(scale + row * groups + group, of_row, mask=row < rows)
 
 

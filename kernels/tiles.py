@@ -34,7 +34,7 @@ HOPPER: Final = {
     ("fp8_block", 64): Tile(128, 128, 4, 4, False),
     ("fp8_block", 128): Tile(128, 128, 8, 4, True),
 }
-# Everything else must fit into 99 KiB (L40S) and load by pointers.
+# Everything else loads by pointers and fits into 99 KiB of shared memory (L40S).
 OTHERS: Final = {
     ("bf16", 16): Tile(64, 128, 4, 4, False),
     ("bf16", 32): Tile(128, 64, 4, 3, False),
@@ -47,15 +47,18 @@ OTHERS: Final = {
 }
 
 
+# The largest mean load for which blocks of 16, 32 and 64 rows are taken; likewise estimated.
+LIMITS: Final = {"bf16": (12.0, 24.0, 80.0), "fp8_block": (12.0, 24.0, 80.0)}
+
+
 def block_for(tokens_per_expert: float, dtype: str) -> int:
     """Rows to pad each expert to (BLOCK_M) for that mean load; the caller gives it to ``sort_by_expert``.
 
     Padding costs nothing while the weights' bytes bound the time, so the steps lie near the full block;
     from about 100 tokens an expert on the arithmetic does, and the largest tile is the fastest.
     """
-    small = "bf16" if dtype != "fp8_block" else dtype
-    limits = {"bf16": (12, 24, 80), "fp8_block": (12, 24, 80)}[small]
-    return next((block for block, limit in zip(BLOCKS, limits, strict=False) if tokens_per_expert <= limit), 128)
+    limits = LIMITS.get(dtype, LIMITS["bf16"])
+    return next((block for block, limit in zip(BLOCKS, limits, strict=False) if tokens_per_expert <= limit), BLOCKS[-1])
 
 
 def tile_for(dtype: str, block: int, device: torch.device) -> Tile:
@@ -67,8 +70,8 @@ def tile_for(dtype: str, block: int, device: torch.device) -> Tile:
 
 
 def has_tma(device: torch.device) -> bool:
-    """Whether tiles are loaded by the tensor memory accelerator: Hopper and later, and the interpreter."""
-    return capability(device) >= (9, 0)
+    """Whether tiles are loaded by the tensor memory accelerator: Hopper, data-centre Blackwell, the interpreter."""
+    return capability(device)[0] in (9, 10)
 
 
 @lru_cache
