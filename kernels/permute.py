@@ -34,18 +34,18 @@ BLOCK_BYTES: Final = 2048  # of one row that a program moves: 16 bytes a thread
 SLAB: Final = 16  # rows that one program clears of what they held
 
 
-def permute_reference(x_TH: torch.Tensor, sorted: Sorted) -> torch.Tensor:
+def permute_reference(x_TH: torch.Tensor, order: Sorted) -> torch.Tensor:
     """x_RH: each copy's token in its row, zeros in all others."""
     padded = torch.cat([x_TH, torch.zeros_like(x_TH[:1])])
-    token_R = torch.div(sorted.source_R, sorted.top_k, rounding_mode="floor")
+    token_R = torch.div(order.source_R, order.top_k, rounding_mode="floor")
     return padded[token_R.long()]
 
 
-def unpermute_reference(y_RH: torch.Tensor, sorted: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
+def unpermute_reference(y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
     """y_TH: the weighted sum of each token's rows in float64; without weights the plain sum."""
-    here_TK = sorted.row_TK >= 0
+    here_TK = order.row_TK >= 0
     weights = here_TK.double() if weights_TK is None else weights_TK.double() * here_TK
-    rows_TKH = y_RH.double()[sorted.row_TK.clamp(min=0).long()]
+    rows_TKH = y_RH.double()[order.row_TK.clamp(min=0).long()]
     return (torch.where(here_TK[..., None], rows_TKH, 0.0) * weights[..., None]).sum(1)
 
 
@@ -134,51 +134,51 @@ def _unpermute_backward_kernel(
             )
 
 
-def permute(x_TH: torch.Tensor, sorted: Sorted) -> torch.Tensor:
+def permute(x_TH: torch.Tensor, order: Sorted) -> torch.Tensor:
     """x_RH: each copy's token in its row, zeros in the padding of the blocks in use."""
-    x_TH = _checked(x_TH, sorted.tokens, "x_TH").contiguous()
+    x_TH = _checked(x_TH, order.tokens, "x_TH").contiguous()
     hidden = x_TH.shape[1]
-    x_RH = torch.empty(sorted.rows, hidden, dtype=x_TH.dtype, device=x_TH.device)
-    programs = sorted.tokens + divide_up(sorted.rows, SLAB)
-    if x_TH.numel() and sorted.top_k:
+    x_RH = torch.empty(order.rows, hidden, dtype=x_TH.dtype, device=x_TH.device)
+    programs = order.tokens + divide_up(order.rows, SLAB)
+    if x_TH.numel() and order.top_k:
         from_TH, to_RH = (x_TH.view(torch.uint8), x_RH.view(torch.uint8)) if x_TH.itemsize == 1 else (x_TH, x_RH)
         wide = _block_h(x_TH)
         _permute_kernel[(programs, divide_up(hidden, wide))](
-            from_TH, to_RH, sorted.row_TK, sorted.counts_E, sorted.offsets_E1, sorted.block_expert_B,
-            sorted.tokens, sorted.rows, sorted.block, hidden, TOP_K=sorted.top_k, SLAB=SLAB, BLOCK_H=wide,
+            from_TH, to_RH, order.row_TK, order.counts_E, order.offsets_E1, order.block_expert_B,
+            order.tokens, order.rows, order.block, hidden, TOP_K=order.top_k, SLAB=SLAB, BLOCK_H=wide,
         )  # fmt: skip
     return x_RH
 
 
-def unpermute(y_RH: torch.Tensor, sorted: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
+def unpermute(y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
     """y_TH: the weighted sum of each token's rows, in fp32; without weights the plain sum, permute's backward."""
-    y_RH = _checked(y_RH, sorted.rows, "y_RH").contiguous()
+    y_RH = _checked(y_RH, order.rows, "y_RH").contiguous()
     hidden = y_RH.shape[1]
-    y_TH = torch.empty(sorted.tokens, hidden, dtype=y_RH.dtype, device=y_RH.device)
+    y_TH = torch.empty(order.tokens, hidden, dtype=y_RH.dtype, device=y_RH.device)
     if y_TH.numel():
         wide = _block_h(y_RH)
-        weights = sorted.row_TK if weights_TK is None else _checked(weights_TK, sorted.tokens, "weights_TK")
-        _unpermute_kernel[(sorted.tokens, divide_up(hidden, wide))](
-            y_RH, y_TH, sorted.row_TK, weights.contiguous(), hidden,
-            TOP_K=sorted.top_k, WEIGHTED=weights_TK is not None, BLOCK_H=wide,
+        weights = order.row_TK if weights_TK is None else _checked(weights_TK, order.tokens, "weights_TK")
+        _unpermute_kernel[(order.tokens, divide_up(hidden, wide))](
+            y_RH, y_TH, order.row_TK, weights.contiguous(), hidden,
+            TOP_K=order.top_k, WEIGHTED=weights_TK is not None, BLOCK_H=wide,
         )  # fmt: skip
     return y_TH
 
 
 def unpermute_backward(
-    dy_TH: torch.Tensor, y_RH: torch.Tensor, sorted: Sorted, weights_TK: torch.Tensor
+    dy_TH: torch.Tensor, y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dy_RH (zeros where the blocks in use are padded) and dweights_TK float32 (0 where the expert is elsewhere)."""
-    dy_TH, y_RH = _checked(dy_TH, sorted.tokens, "dy_TH").contiguous(), _checked(y_RH, sorted.rows, "y_RH").contiguous()
-    weights_TK = _checked(weights_TK, sorted.tokens, "weights_TK").contiguous()
+    dy_TH, y_RH = _checked(dy_TH, order.tokens, "dy_TH").contiguous(), _checked(y_RH, order.rows, "y_RH").contiguous()
+    weights_TK = _checked(weights_TK, order.tokens, "weights_TK").contiguous()
     dy_RH = torch.empty(y_RH.shape, dtype=y_RH.dtype, device=y_RH.device)
-    dweights_TK = torch.empty(sorted.tokens, sorted.top_k, dtype=torch.float32, device=dy_TH.device)
-    if dy_TH.numel() and sorted.top_k:
-        _unpermute_backward_kernel[(sorted.tokens + divide_up(sorted.rows, SLAB),)](
-            dy_TH, y_RH, dy_RH, dweights_TK, sorted.row_TK, weights_TK, sorted.counts_E,
-            sorted.offsets_E1, sorted.block_expert_B,
-            sorted.tokens, sorted.rows, sorted.block, HIDDEN=dy_TH.shape[1],
-            TOP_K=sorted.top_k, TOP_K2=triton.next_power_of_2(sorted.top_k), SLAB=SLAB, BLOCK_H=256,
+    dweights_TK = torch.empty(order.tokens, order.top_k, dtype=torch.float32, device=dy_TH.device)
+    if dy_TH.numel() and order.top_k:
+        _unpermute_backward_kernel[(order.tokens + divide_up(order.rows, SLAB),)](
+            dy_TH, y_RH, dy_RH, dweights_TK, order.row_TK, weights_TK, order.counts_E,
+            order.offsets_E1, order.block_expert_B,
+            order.tokens, order.rows, order.block, HIDDEN=dy_TH.shape[1],
+            TOP_K=order.top_k, TOP_K2=triton.next_power_of_2(order.top_k), SLAB=SLAB, BLOCK_H=256,
         )  # fmt: skip
     return dy_RH, dweights_TK
 
