@@ -192,7 +192,7 @@ def sort_by_expert(experts_TK: torch.Tensor, experts: int, block: int) -> Sorted
     tokens, top_k = experts_TK.shape
     copies = tokens * top_k
     blocks = most_blocks(copies, experts, block)
-    chunks, bins = divide_up(copies, CHUNK), max(32, triton.next_power_of_2(experts + 1))
+    chunks, bins = divide_up(copies, CHUNK), max(CHUNK, triton.next_power_of_2(experts + 1))
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=experts_TK.device)
