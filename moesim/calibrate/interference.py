@@ -1,0 +1,123 @@
+"""Rows of interference.csv: how much slower a kernel runs beside a copy that holds some SMs.
+
+    side stream   |---- copy kernel of s programs, one an SM, all threads and registers of it ----|
+    main stream        wait | start | kernel, several times | end |
+
+A sample counts only when the copy ran from before its start to after its end. s = 0: the copy engine instead,
+from pinned memory, which holds no SM but takes memory bandwidth.
+"""
+
+import statistics
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+import triton
+import triton.language as tl
+
+from moesim.calibrate.bench import Bench, SkipError
+from moesim.calibrate.points import Point
+from moesim.calibrate.timing import Call, Timing, figure, summary
+
+Hold = Callable[[int], object]  # copies a buffer so many times
+
+_CALLS: Final = 4  # kernels in one sample
+_REPEATS: Final = 10
+_MOST_ROUNDS: Final = 2**14
+_VALUES: Final = 2**24  # float32 of the copied buffer: beyond the L2
+_BLOCK: Final = 8192
+_WARPS: Final = 32  # 1,024 threads: with them, most of an SM's registers
+_SLEEP_CYCLES: Final = 200_000  # about 0.1 ms for the copy to begin
+
+
+def _copy_rounds(from_ptr: Any, to_ptr: Any, values: Any, rounds: Any, programs: Any, block: tl.constexpr) -> None:
+    """Every program copies its share of the buffer, ``rounds`` times."""
+    for _ in range(rounds):
+        for first in range(tl.program_id(0) * block, values, programs * block):
+            at = first + tl.arange(0, block)
+            tl.store(to_ptr + at, tl.load(from_ptr + at, mask=at < values), mask=at < values)
+
+
+copy_rounds: Final = triton.jit(_copy_rounds)
+
+
+def measure(bench: Bench, point: Point) -> dict[str, str]:
+    """One row: the kernel alone, beside the copy, and the factor."""
+    held = point.number["sms_held"]
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    if held > sms // 2:
+        raise SkipError(f"{held} SMs are more than half of this GPU's {sms}")
+    call = _gemm(bench) if point.text["kernel"] == "gemm" else _memory(bench)
+    alone = samples(call, None)
+    beside = samples(call, _sm_copy(held) if held else _engine_copy())
+    return row(statistics.median(alone), summary(beside))
+
+
+def row(alone_s: float, beside: Timing) -> dict[str, str]:
+    """The found columns."""
+    return {
+        "alone_us": figure(alone_s * 1e6),
+        "beside_us": figure(beside.time_s * 1e6),
+        "factor": figure(beside.time_s / alone_s),
+        "spread": figure(beside.spread),
+        "repeats": str(beside.repeats),
+    }
+
+
+def samples(call: Call, hold: Hold | None) -> list[float]:
+    """Seconds of ``call`` with ``hold`` running all the while on another stream."""
+    call()
+    side, found, rounds = torch.cuda.Stream(), [], 1
+    while len(found) < _REPEATS:
+        begun, ended, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(4))
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            begun.record()
+            if hold is not None:
+                hold(rounds)
+            ended.record()
+        torch.cuda._sleep(_SLEEP_CYCLES)
+        start.record()
+        for _ in range(_CALLS):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        if hold is not None and begun.elapsed_time(ended) < begun.elapsed_time(end):
+            rounds *= 2
+            if rounds > _MOST_ROUNDS:
+                raise SkipError("the copy always ended before the kernel beside it")
+            continue
+        found.append(start.elapsed_time(end) * 1e-3 / _CALLS)
+    return found
+
+
+def _sm_copy(programs: int) -> Hold:
+    source, target = (torch.ones(_VALUES, device="cuda") for _ in range(2))
+    return lambda rounds: hold_sms(source, target, programs, rounds)
+
+
+def hold_sms(source: torch.Tensor, target: torch.Tensor, programs: int, rounds: int) -> None:
+    """Launch the copy kernel: ``programs`` programs for ``rounds`` rounds."""
+    copy_rounds[(programs,)](source, target, source.numel(), rounds, programs, block=_BLOCK, num_warps=_WARPS)
+
+
+def _engine_copy() -> Hold:
+    source = torch.ones(_VALUES, pin_memory=True)
+    target = torch.empty(_VALUES, device="cuda")
+
+    def copy(rounds: int) -> None:
+        for _ in range(rounds):
+            target.copy_(source, non_blocking=True)
+
+    return copy
+
+
+def _gemm(bench: Bench) -> Call:
+    a, b = bench.randn(4096, 4096), bench.randn(4096, 4096)
+    return lambda: torch.matmul(a, b)
+
+
+def _memory(bench: Bench) -> Call:
+    source = bench.randn(2**27)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
