@@ -28,6 +28,8 @@ A module imports only what stands above it in this list, which is also the readi
     report        the recommendation in words
     plots         timeline, candidates, breakdown, topology
     costs         one operation priced by name, or a table of them
+    kernels       the Triton kernels of an expert layer, in the folder kernels/
+    calibrate     measure this machine into a profile; alone imports torch, triton and the kernels
     validate      predicted against measured
     api           the commands as Python functions: plan(), simulate()
     cli           one module per command; the files that they leave

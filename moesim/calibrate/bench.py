@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -77,7 +78,12 @@ class Bench:
         """Normal values on the device, in bf16 unless stated."""
         import torch
 
-        return torch.randn(*shape, device=self.device, dtype=torch.bfloat16 if dtype is None else dtype)
+        from moesim.calibrate.torch_layer import random_values
+
+        dtype = torch.bfloat16 if dtype is None else dtype
+        if self.device == "cpu":
+            return random_values(*shape, dtype=dtype)
+        return torch.randn(*shape, device=self.device, dtype=dtype)
 
     def copies(self, size_bytes: float) -> int:
         """How many copies of operands of that size exceed twice the last-level cache."""
@@ -110,7 +116,7 @@ def _free_vram() -> float:
 
 def _free_ram() -> float:
     """MemAvailable, or 4 GiB where the system does not say."""
-    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+    with suppress(OSError, ValueError, StopIteration), Path("/proc/meminfo").open(encoding="ascii") as file:
         line = next(line for line in file if line.startswith("MemAvailable"))
         return float(line.split()[1]) * 1024.0
     return 4.0 * 2**30

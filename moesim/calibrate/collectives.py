@@ -70,10 +70,12 @@ def _call(op: str, size: int, ranks: int, device: str) -> Callable[[], Any]:
     whole = torch.ones(size, dtype=torch.bfloat16 if op in ("all_reduce", "reduce_scatter") else torch.uint8)
     whole = whole[: size // whole.element_size()].to(device)
     part = torch.empty_like(whole[: len(whole) // ranks])
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     calls: dict[str, Callable[[], Any]] = {
-        "all_gather": lambda: dist.all_gather_into_tensor(whole, part),
+        "all_gather": lambda: gather(whole, part),
         "all_reduce": lambda: dist.all_reduce(whole),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole),
+        "reduce_scatter": lambda: reduce_scatter(part, whole),
         "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(whole), whole),
     }
     return calls[op]

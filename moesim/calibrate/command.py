@@ -46,7 +46,8 @@ def _parser(program: str) -> _Parser:
         "An interrupted run goes on where it stopped.",
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("moesim-profiles"), metavar="FOLDER", help="where the profile goes (%(default)s)")
+    where = "where the profile goes (%(default)s)"
+    add("--out", type=Path, default=Path("moesim-profiles"), metavar="FOLDER", help=where)
     add("--device", default="cuda", choices=("cuda", "cpu"), help="this machine's GPU, or its CPU (%(default)s)")
     add("--quick", action="store_true", help="a small set of every table: about a minute")
     add("--budget", type=float, metavar="SECONDS", help="stop after this time; the same command goes on")

@@ -24,13 +24,7 @@ def cpu_points() -> Iterator[Point]:
     yield Point("peaks", ("gemm_bf16_flops",), 0, "peaks")
     yield Point("peaks", ("copy_bytes_per_s",), 0, "peaks")
     yield from _experts()
-    for shape in CPU_SHAPES[:4]:
-        for op in _OPS:
-            for tokens in (16, 128, 512):
-                quick = shape is CPU_SHAPES[0] and tokens == 128
-                dtype = "fp32" if op == "router" else "bf16"
-                values = (op, "torch_cpu", dtype, shape.model, "balanced", tokens, *shape[1:])
-                yield Point("kernels", values, 0 if quick else 2, expert_group(shape.model, 1, 1, "bf16"))
+    yield from _kernels()
     for place, (n, k) in enumerate(_GEMM):
         for m in (1, 4, 16, 64, 256, 1024):
             values = ("torch_matmul", "bf16", m, n, k)
@@ -57,6 +51,16 @@ def _experts() -> Iterator[Point]:
                 yield _expert(shape, load, tokens, 0 if quick else 2)
 
 
+def _kernels() -> Iterator[Point]:
+    for shape in CPU_SHAPES[:4]:
+        for op in _OPS:
+            for tokens in (16, 128, 512):
+                quick = shape is CPU_SHAPES[0] and tokens == 128
+                dtype = "fp32" if op == "router" else "bf16"
+                values = (op, "torch_cpu", dtype, shape.model, "balanced", tokens, *shape[1:])
+                yield Point("kernels", values, 0 if quick else 2, expert_group(shape.model, 1, 1, "bf16"))
+
+
 def _expert(shape: Shape, load: str, tokens: int, stratum: int) -> Point:
     values = ("torch_cpu", "bf16", shape.model, load, 1, tokens, *shape[1:], 1, 1)
     return Point("expert_ffn", values, stratum, expert_group(shape.model, 1, 1, "bf16"))
@@ -66,18 +70,18 @@ def _attention() -> Iterator[Point]:
     for place, (heads, kv_heads, width) in enumerate(_HEADS):
         kind = ("gqa", "bf16", "bf16", heads, kv_heads, width, width, 0)
         for batch, context in ((1, 32), (4, 64), (1, 128), (4, 128), (1, 512)):
-            quick = place < 3 and batch == 1
-            yield Point("attention", ("torch", "prefill", *kind, batch, context, context), 0 if quick else 1, "attention")
+            yield _attend("prefill", kind, batch, context, context, place < 3 and batch == 1)
         for batch in (1, 8):
             for context in (64, 256, 1024, 2048):
-                quick = place < 3 and (context in (64, 1024))
-                yield Point("attention", ("torch", "decode", *kind, batch, 1, context), 0 if quick else 1, "attention")
+                yield _attend("decode", kind, batch, 1, context, place < 3 and context in (64, 1024))
     for heads in (4, 16):
         mla = ("mla", "bf16", "bf16", heads, 1, 192, 128, 576)
         for context in (32, 128, 512):
-            quick = heads == 4 or context < 512
-            yield Point("attention", ("torch", "prefill", *mla, 1, context, context), 0 if quick else 1, "attention")
+            yield _attend("prefill", mla, 1, context, context, heads == 4 or context < 512)
         for batch in (1, 8):
             for context in (64, 256, 1024):
-                quick = context != 256 and (batch == 1 or context == 64)
-                yield Point("attention", ("torch", "decode", *mla, batch, 1, context), 0 if quick else 1, "attention")
+                yield _attend("decode", mla, batch, 1, context, context != 256 and (batch == 1 or context == 64))
+
+
+def _attend(phase: str, kind: tuple[str | int, ...], batch: int, queries: int, context: int, quick: bool) -> Point:
+    return Point("attention", ("torch", phase, *kind, batch, queries, context), 0 if quick else 1, "attention")

@@ -14,6 +14,8 @@ from moesim.calibrate.loads import LOADS
 from moesim.calibrate.points import Point
 from moesim.calibrate.shapes import MODELS, PLACEMENTS, Shape
 
+Placement = tuple[str, int, int]  # model, expert-parallel ranks, tensor-parallel ranks
+
 _ALL_TOKENS: Final = tuple(2**i for i in range(17))
 _BY_4: Final = _ALL_TOKENS[::2]
 _SKEWED_TOKENS: Final = (16, 256, 2048, 16384)
@@ -56,20 +58,9 @@ def expert_group(model: str, ep: int, tp: int, dtype: str) -> str:
 
 def _experts(fp8: bool) -> Iterator[Point]:
     for placement in PLACEMENTS:
-        for tokens in _ALL_TOKENS:
-            stratum = 0 if placement in _QUICK and tokens in _QUICK_TOKENS else 1 if tokens in _BY_4 else 2
-            yield _expert(placement, "bf16", "balanced", tokens, stratum)
-        for tokens in _SKEWED_TOKENS:
-            for load in LOADS[1:]:
-                quick = placement in _QUICK and tokens == 1024 * 16 and load == "zipf:1.2"
-                yield _expert(placement, "bf16", load, tokens, 0 if quick else 1)
+        yield from _bf16(placement, placement in _QUICK)
         if fp8 and placement != ("deepseek-v3", 1, 1):
-            for tokens in _BY_4:
-                quick = placement in _QUICK and tokens in _QUICK_TOKENS
-                yield _expert(placement, "fp8_block", "balanced", tokens, 0 if quick else 1)
-            for tokens in _SKEWED_TOKENS[1:]:
-                for load in ("zipf:1.2", "lognormal:1.0", "hot"):
-                    yield _expert(placement, "fp8_block", load, tokens, 2)
+            yield from _fp8(placement, placement in _QUICK)
     for dtype, placements in _LOW_BIT.items():
         for placement in placements:
             for tokens in _BY_4[:7]:
@@ -79,7 +70,25 @@ def _experts(fp8: bool) -> Iterator[Point]:
                 yield _expert(placement, dtype, "zipf:1.2", tokens, 2)
 
 
-def _expert(placement: tuple[str, int, int], dtype: str, load: str, tokens: int, stratum: int) -> Point:
+def _bf16(placement: Placement, quick: bool) -> Iterator[Point]:
+    for tokens in _ALL_TOKENS:
+        stratum = 0 if quick and tokens in _QUICK_TOKENS else 1 if tokens in _BY_4 else 2
+        yield _expert(placement, "bf16", "balanced", tokens, stratum)
+    for tokens in _SKEWED_TOKENS:
+        for load in LOADS[1:]:
+            first = quick and tokens == _SKEWED_TOKENS[-1] and load == "zipf:1.2"
+            yield _expert(placement, "bf16", load, tokens, 0 if first else 1)
+
+
+def _fp8(placement: Placement, quick: bool) -> Iterator[Point]:
+    for tokens in _BY_4:
+        yield _expert(placement, "fp8_block", "balanced", tokens, 0 if quick and tokens in _QUICK_TOKENS else 1)
+    for tokens in _SKEWED_TOKENS[1:]:
+        for load in ("zipf:1.2", "lognormal:1.0", "hot"):
+            yield _expert(placement, "fp8_block", load, tokens, 2)
+
+
+def _expert(placement: Placement, dtype: str, load: str, tokens: int, stratum: int) -> Point:
     shape, ep, tp = MODELS[placement[0]], *placement[1:]
     values = ("moesim_triton", dtype, shape.model, load, 1, tokens, *shape[1:], ep, tp)
     return Point("expert_ffn", values, stratum, expert_group(shape.model, ep, tp, dtype))
@@ -93,26 +102,27 @@ def _kernels(fp8: bool) -> Iterator[Point]:
             yield _kernel("router", "fp32", shape, "balanced", tokens, 0 if quick else 1)
             for op in _OPS:
                 yield _kernel(op, "bf16", shape, "balanced", tokens, 0 if quick else 1)
-        if fp8 and model != "deepseek-v3":
-            for tokens in (256, 4096, 16384):
-                for op in ("gate_up", "down"):
-                    yield _kernel(op, "fp8_block", shape, "balanced", tokens, 2)
+        for tokens in (256, 4096, 16384) if fp8 and model != "deepseek-v3" else ():
+            for op in ("gate_up", "down"):
+                yield _kernel(op, "fp8_block", shape, "balanced", tokens, 2)
     for tokens in (16, 1024, 16384):
         yield _kernel("router_grouped", "fp32", MODELS["pangu-pro-moe"], "balanced", tokens, 0 if tokens == 1024 else 1)
+    yield from _training_and_baselines()
+    for model in ("mixtral-8x7b", "olmoe-1b-7b"):
+        for dtype in _LOW_BIT:
+            for tokens in (1, 16, 128):
+                stratum = 0 if model == "mixtral-8x7b" else 2
+                yield _kernel(f"matvec_{dtype}", dtype, MODELS[model], "balanced", tokens, stratum)
+
+
+def _training_and_baselines() -> Iterator[Point]:
     for model in ("mixtral-8x7b", "olmoe-1b-7b", "deepseek-v2-lite"):
-        shape = MODELS[model]
         for tokens in (1024, 4096, 16384):
-            quick = model == "olmoe-1b-7b" and tokens == 4096
             for load in ("balanced", "zipf:1.2"):
+                quick = (model, tokens, load) == ("olmoe-1b-7b", 4096, "balanced")
                 for op in ("dgrad", "wgrad", *_BASELINES):
                     if not op.startswith("dense") or tokens < 16384:  # one-hot tensors: tokens x experts x capacity
-                        yield _kernel(op, "bf16", shape, load, tokens, 0 if quick and load == "balanced" else 2)
-    for dtype, placements in _LOW_BIT.items():
-        for model, ep, tp in placements[:2]:
-            if (ep, tp) == (1, 1):
-                for tokens in (1, 16, 128):
-                    stratum = 0 if model == "mixtral-8x7b" else 2
-                    yield _kernel(f"matvec_{dtype}", dtype, MODELS[model], "balanced", tokens, stratum)
+                        yield _kernel(op, "bf16", MODELS[model], load, tokens, 0 if quick else 2)
 
 
 def _kernel(op: str, dtype: str, shape: Shape, load: str, tokens: int, stratum: int) -> Point:

@@ -67,7 +67,8 @@ def row(alone_s: float, beside: Timing) -> dict[str, str]:
 def samples(call: Call, hold: Hold | None) -> list[float]:
     """Seconds of ``call`` with ``hold`` running all the while on another stream."""
     call()
-    side, found, rounds = torch.cuda.Stream(), [], 1
+    side, rounds = torch.cuda.Stream(), 1
+    found: list[float] = []
     while len(found) < _REPEATS:
         begun, ended, start, end = (torch.cuda.Event(enable_timing=True) for _ in range(4))
         torch.cuda.synchronize()

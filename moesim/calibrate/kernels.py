@@ -1,6 +1,7 @@
 """Rows of kernels.csv: each kernel alone, with the FLOPs and bytes that its own cost states for these loads."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -81,9 +82,8 @@ def _router(bench: Bench, point: Point) -> Job:
 def _sort(bench: Bench, point: Point) -> Job:
     case, n = make_case(bench, point), point.number
     block = tiles.block_for(case.load, case.dtype)
-    calls = [
-        lambda chosen=experts_TK: permuting.sort_by_expert(chosen, n["experts"], block)
-        for _, experts_TK in case.variants
+    calls: list[Call] = [
+        partial(permuting.sort_by_expert, experts_TK, n["experts"], block) for _, experts_TK in case.variants
     ]
     return Job(calls, permuting.sort_cost(n["tokens"], n["experts"], n["top_k"]))
 
@@ -91,13 +91,14 @@ def _sort(bench: Bench, point: Point) -> Job:
 def _permute(bench: Bench, point: Point) -> Job:
     case, n = make_case(bench, point), point.number
     tokens = _sorted(case)
-    calls = [lambda order=one.order: permuting.permute(case.x_TH, order) for one in tokens]
+    calls: list[Call] = [partial(permuting.permute, case.x_TH, one.order) for one in tokens]
     return Job(calls, permuting.permute_cost(n["tokens"], n["top_k"], n["hidden"], 2.0), _used(tokens[0].order))
 
 
 def _unpermute(bench: Bench, point: Point) -> Job:
     case, n = make_case(bench, point), point.number
-    calls = [lambda one=one: permuting.unpermute(one.x_RH, one.order, case.weights_TK) for one in _sorted(case)]
+    tokens = _sorted(case)
+    calls: list[Call] = [partial(permuting.unpermute, one.x_RH, one.order, case.weights_TK) for one in tokens]
     return Job(calls, permuting.unpermute_cost(n["tokens"], n["top_k"], n["hidden"], 2.0))
 
 
@@ -112,9 +113,8 @@ def _gemm(bench: Bench, point: Point) -> Job:
         x = one.x_RH if up else bench.randn(one.order.rows, case.ffn)
         weights, scale = (one.experts.w13, one.experts.w13_scale) if up else (one.experts.w2, one.experts.w2_scale)
         x, x_scale = quantise_fp8_rows(x) if case.dtype == "fp8_block" else (x, None)
-        return lambda: grouped_gemm.grouped_gemm(
-            x, weights, one.order, x_scale=x_scale, w_scale=scale, activation=activation
-        )
+        options = {"x_scale": x_scale, "w_scale": scale, "activation": activation}
+        return partial(grouped_gemm.grouped_gemm, x, weights, one.order, **options)
 
     work = grouped_gemm.grouped_gemm_cost(case.counts_E, width, depth, case.dtype, activation)
     return Job([call(one) for one in tokens], work, _used(tokens[0].order))
@@ -213,7 +213,7 @@ def _torch_job(bench: Bench, point: Point) -> Job:
         "down": grouped_gemm.grouped_gemm_cost(case.counts_E, hidden, case.ffn, "bf16", "none"),
         "unpermute": permuting.unpermute_cost(tokens, top_k, hidden, 2.0),
     }
-    calls: list[Call] = [lambda one=one: parts[op](*one) for one in case.variants]
+    calls: list[Call] = [partial(parts[op], *variant) for variant in case.variants]
     return Job(calls, work[op])
 
 

@@ -123,7 +123,7 @@ def _gpu(properties: Any, name: str | None, gpus: int) -> Machine:
     short = short_name(full)
     sms = int(properties.multi_processor_count)
     known = GPUS.get(short)
-    facts = {
+    facts: dict[str, Any] = {
         "device": "cuda", "full_name": full, "memory_bytes": float(properties.total_memory), "sms": sms,
         "fp8": chip >= (8, 9), "gpus": gpus, "uuid": str(getattr(properties, "uuid", "")),
     }  # fmt: skip

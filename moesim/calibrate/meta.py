@@ -133,7 +133,10 @@ def _link(machine: Machine, store: Store) -> dict[str, str]:
 def _measured_link(rows: list[list[str]]) -> dict[str, str]:
     """Latency of the smallest exchange, rate of the largest, peak that no row exceeds."""
     exchanges = [(float(size), int(ranks), float(time_us) * 1e-6) for _, ranks, size, _, time_us, *_ in rows]
-    sent = [(size if row[0] == "all_reduce" else size * (n - 1) / n, t) for row, (size, n, t) in zip(rows, exchanges, strict=True)]
+    sent = [
+        (size if row[0] == "all_reduce" else size * (n - 1) / n, t)
+        for row, (size, n, t) in zip(rows, exchanges, strict=True)
+    ]
     latency_s = min(min(t for _, _, t in exchanges), _MOST_LATENCY_S)
     peak = max(wire / t for wire, t in sent)
     largest = max(wire for wire, _ in sent)

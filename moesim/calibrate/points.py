@@ -27,8 +27,7 @@ def _columns(text: str) -> Columns:
 TABLES: Final = {
     "peaks": _columns("what | value"),  # never a file of its own: it goes into meta.json
     "expert_ffn": _columns(
-        "kernel dtype model load gated tokens hidden ffn experts top_k ep tp | "
-        "time_us tokens_per_expert spread repeats"
+        "kernel dtype model load gated tokens hidden ffn experts top_k ep tp | time_us tokens_per_expert spread repeats"
     ),
     "gemm": _columns("kernel dtype m n k | time_us spread repeats"),
     "attention": _columns(

@@ -15,7 +15,9 @@ _CLOCKS_EVERY_S: Final = 5.0
 DONE, BUDGET, INTERRUPTED, BROKEN = "done", "budget", "interrupted", "broken"
 
 
-def measure_all(points: Sequence[Point], bench: Bench, store: Store, clocks: Clocks, deadline_s: float, bar: Bar) -> str:
+def measure_all(
+    points: Sequence[Point], bench: Bench, store: Store, clocks: Clocks, deadline_s: float, bar: Bar
+) -> str:
     """Measure ``points`` into the store until ``deadline_s`` of the monotonic clock; why it ended."""
     sampled = 0.0
     try:

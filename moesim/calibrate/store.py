@@ -148,7 +148,9 @@ def _append(path: Path, header: tuple[str, ...], row: list[str]) -> None:
 def _place(row: list[str]) -> list[tuple[bool, float, str]]:
     """Rows in the order of their columns, numbers by value."""
     numbers = [cell.replace(".", "", 1).isdigit() for cell in row]
-    return [(not is_number, float(cell) if is_number else 0.0, cell) for is_number, cell in zip(numbers, row, strict=True)]
+    return [
+        (not is_number, float(cell) if is_number else 0.0, cell) for is_number, cell in zip(numbers, row, strict=True)
+    ]
 
 
 def _text(rows: list[Any]) -> str:

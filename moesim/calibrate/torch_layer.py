@@ -3,10 +3,13 @@
 logits_TE --route--> weights_TK, experts_TK --sort--> Order --gather--> x_CH --experts--> y_CH --combine--> y_TH
 """
 
-from typing import NamedTuple
+import math
+from typing import Final, NamedTuple
 
 import torch
 from torch.nn.functional import silu
+
+_BLOCK: Final = 2**18 - 1  # random values; odd, so that no two rows of a matrix are equal
 
 
 class Weights(NamedTuple):
@@ -24,11 +27,17 @@ class Order(NamedTuple):
     counts: list[int]  # rows of each expert
 
 
+def random_values(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Normal values on the CPU, which draws them slowly: a block of them, repeated until the tensor is full."""
+    size = math.prod(shape)
+    block = (torch.randn(min(size, _BLOCK)) * scale).to(dtype)
+    return block.repeat(-(-size // _BLOCK))[:size].view(shape)
+
+
 def make_weights(experts: int, hidden: int, ffn: int) -> Weights:
     """Random bf16 weights that keep the size of activations."""
-    w13 = torch.randn(experts, 2 * ffn, hidden) * hidden**-0.5
-    w2 = torch.randn(experts, hidden, ffn) * ffn**-0.5
-    return Weights(w13.bfloat16(), w2.bfloat16())
+    w13 = random_values(experts, 2 * ffn, hidden, scale=hidden**-0.5)
+    return Weights(w13, random_values(experts, hidden, ffn, scale=ffn**-0.5))
 
 
 def route(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 plan      rank configurations          simulate  play one
 cost      price one operation          list      what is there
-validate  predicted against measured
+validate  predicted against measured     calibrate  measure this machine
 
 exit code 0  done
 exit code 1  nothing feasible, or a check failed
@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "cost": "Price one operation, and say where the number comes from.",
     "list": "What is there: models, clusters, profiles, routing, …",
     "validate": "Compare predictions with published measurements.",
+    "calibrate": "Measure this machine's GPU or CPU into a profile.",
 }
 
 
