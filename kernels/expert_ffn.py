@@ -129,7 +129,9 @@ def expert_ffn(
     else:
         x_RH, x_scale = permute(x_TH, order), None
     h_RF = _times(x_RH, x_scale, experts.w13, experts.w13_scale, order, experts, experts.activation)
-    h_RF, h_scale = quantise_fp8_rows(h_RF) if experts.dtype == "fp8_block" else (h_RF, None)
+    h_scale = None
+    if experts.dtype == "fp8_block":
+        h_RF, h_scale = quantise_fp8_rows(h_RF, order.offsets_E1[-1:])
     y_RH = _times(h_RF, h_scale, experts.w2, experts.w2_scale, order, experts, "none")
     return unpermute(y_RH, order, weights_TK)
 

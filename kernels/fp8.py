@@ -55,39 +55,42 @@ def quantise_fp8_rows_reference(x_RK: torch.Tensor) -> tuple[torch.Tensor, torch
     return (grouped / scale_RG[..., None]).view(rows, -1)[:, :k].to(torch.float8_e4m3fn), scale_RG
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["in_use"])
 def _quantise_rows_kernel(
-    x, x8, scale, rows, k, groups,
+    x, x8, scale, in_use, rows, k, groups,
     LEAST_SCALE: tl.constexpr, LARGEST: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of one group."""
-    group = tl.program_id(1)
+    """ROWS rows of one group; nothing beyond the rows in use."""
+    if in_use is not None:
+        rows = tl.minimum(rows, tl.load(in_use))
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    col = group * GROUP + tl.arange(0, GROUP)
-    inside = (row < rows)[:, None] & (col < k)[None, :]
-    at = row[:, None] * k + col[None, :]
-    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    of_row = tl.maximum(tl.max(tl.abs(values), axis=1) / LARGEST, LEAST_SCALE)
-    scaled = values / of_row[:, None]
-    if DOT_IN_FP32:  # the interpreter halves what it rounds up to a power of two: leave it 3 bits of mantissa
-        bits = scaled.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
-        scaled = bits.to(tl.float32, bitcast=True)
-    tl.store(x8 + at, scaled.to(tl.float8e4nv), mask=inside)
-    tl.store(scale + row * groups + group, of_row, mask=row < rows)
+    if tl.program_id(0) * ROWS < rows:
+        group = tl.program_id(1)
+        col = group * GROUP + tl.arange(0, GROUP)
+        inside = (row < rows)[:, None] & (col < k)[None, :]
+        at = row[:, None] * k + col[None, :]
+        values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        of_row = tl.maximum(tl.max(tl.abs(values), axis=1) / LARGEST, LEAST_SCALE)
+        scaled = values / of_row[:, None]
+        if DOT_IN_FP32:  # the interpreter halves what it rounds up to a power of two: leave it 3 bits of mantissa
+            bits = scaled.to(tl.int32, bitcast=True)
+            bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+            scaled = bits.to(tl.float32, bitcast=True)
+        tl.store(x8 + at, scaled.to(tl.float8e4nv), mask=inside)
+        tl.store(scale + row * groups + group, of_row, mask=row < rows)
 
 
-def quantise_fp8_rows(x_RK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_RK as e4m3, and scale_RG float32 per row and 128 values of K."""
+def quantise_fp8_rows(x_RK: torch.Tensor, in_use: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_RK as e4m3, and scale_RG float32 per row and 128 values of K; ``in_use`` (int32 [1]): only so many rows."""
     if x_RK.ndim != 2 or not x_RK.dtype.is_floating_point:
         raise ValueError(f"x_RK is {x_RK.dtype} of shape {tuple(x_RK.shape)}: give floating-point rows [R, K]")
     rows, k = x_RK.shape
     groups = divide_up(k, GROUP)
     x8_RK = torch.empty(rows, k, dtype=torch.float8_e4m3fn, device=x_RK.device)
-    scale_RG = torch.empty(rows, groups, device=x_RK.device)
+    scale_RG = torch.empty(rows, groups, dtype=torch.float32, device=x_RK.device)
     if rows and k:
         _quantise_rows_kernel[(divide_up(rows, ROWS), groups)](
-            x_RK.contiguous(), x8_RK, scale_RG, rows, k, groups,
+            x_RK.contiguous(), x8_RK, scale_RG, in_use, rows, k, groups,
             LEAST_SCALE=LEAST_SCALE, LARGEST=LARGEST, GROUP=GROUP, ROWS=ROWS,
         )  # fmt: skip
     return x8_RK, scale_RG
