@@ -2,6 +2,7 @@
 
     common        Work (FLOPs, bytes), the error measure, what the interpreter needs
     router        top-k of softmax or sigmoid scores; group-limited (DeepSeek); grouped (MoGE)
+    sort          copies of tokens sorted by expert, each expert padded to whole blocks
     permute       tokens sorted by expert with padded block offsets, and the weighted combine back
     grouped_gemm  one GEMM over ragged expert loads: bf16, fp8 with block scales
     low_bit       the same with int4 or ternary weights, decoded on the way
