@@ -12,6 +12,7 @@ from moesim.kernels import expert_ffn, fp8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FIFTY = settings(max_examples=50, deadline=None, derandomize=True)
+# Triton's interpreter truncates where a GPU rounds: each of three stages in bf16 loses 3e-3 of every value there.
 LIMITS = {"bf16": 1e-2, "fp8_block": 5e-2, "int4": 1e-2, "ternary": 1e-2}
 
 
@@ -39,7 +40,7 @@ def error(x_TH, weights, experts_TK, weights_TK, load=None):
 def routed(draw):
     """Shape, choices of any load (other ranks' experts among them), their weights."""
     tokens, experts = draw(st.integers(1, 20)), draw(st.integers(1, 4))
-    hidden, ffn = draw(st.sampled_from([16, 72, 130])), draw(st.sampled_from([8, 40, 136]))
+    hidden, ffn = draw(st.sampled_from([72, 100, 130])), draw(st.sampled_from([40, 61, 136]))
     x_TH, weights, generator = layer(
         tokens, experts, hidden, ffn, draw(st.sampled_from(sorted(LIMITS))),
         draw(st.sampled_from(["swiglu", "swiglu", "relu", "gelu"])), draw(st.integers(0, 10**6)),

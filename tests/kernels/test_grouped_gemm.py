@@ -22,7 +22,7 @@ def poisoned_empty(*shape, dtype=None, device=None):
 
 
 def operands(experts_TK, experts, block, rows_w, k, dtype, seed=0):
-    """x and w of random values (and scales), and the order of rows; padding is zero, rows beyond NaN (or their scales)."""
+    """x and w of random values (and scales), and the order of rows; padding is zero, what lies beyond NaN."""
     generator = torch.Generator().manual_seed(seed)
     order = sort.sort_by_expert(experts_TK.to(DEVICE), experts, block)
     x = torch.randn(order.rows, k, generator=generator).to(DEVICE, torch.bfloat16)
