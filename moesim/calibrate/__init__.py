@@ -12,7 +12,7 @@ expert_ffn, kernels, gemm, attention, copies, launch, interference, collectives,
               one file per table: ``measure(bench, point)`` gives the row's found columns
 case          tokens, choices and weights of one expert layer     torch_layer          that layer in plain torch
 workers       processes that exchange bytes                       meta                 meta.json and cluster.yaml
-live          a real MoE layer on shapes that are not calibrated
+live, live_ranks   a real MoE layer on shapes that are not calibrated
 """
 
 from moesim.calibrate.command import main

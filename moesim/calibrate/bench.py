@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from moesim.calibrate.machine import process_cores
 from moesim.calibrate.points import Point
 from moesim.calibrate.timing import Call, CpuTimer, CudaTimer, Timing
 
@@ -102,6 +103,7 @@ def make_bench(device: str, l2_bytes: float, seed: int) -> Bench:
 
     torch.manual_seed(seed)
     if device == "cpu":
+        torch.set_num_threads(process_cores())
         return Bench(device=device, l2_bytes=l2_bytes, timer=CpuTimer(), seed=seed, free_bytes=_free_ram)
     torch.cuda.set_stream(torch.cuda.Stream())
     return Bench(device=device, l2_bytes=l2_bytes, timer=CudaTimer(), seed=seed, free_bytes=_free_vram)

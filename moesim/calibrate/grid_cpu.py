@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from moesim.calibrate.grid_gpu import expert_group
+from moesim.calibrate.machine import PROCESSES
 from moesim.calibrate.points import Point
 from moesim.calibrate.shapes import CPU_SHAPES, Shape
 
-RANKS: Final = 2  # gloo processes
 _QUICK_SHAPES: Final = CPU_SHAPES[:3]
 _TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _QUICK_TOKENS: Final = (1, 8, 64, 256)
@@ -37,7 +37,7 @@ def cpu_points() -> Iterator[Point]:
     for op in ("all_to_all", "all_gather", "all_reduce", "reduce_scatter"):
         for power in range(10, 25, 2):
             quick = power in (10, 16, 22)
-            yield Point("collectives", (op, RANKS, 2**power, "gloo"), 0 if quick else 1, "gloo")
+            yield Point("collectives", (op, PROCESSES, 2**power, "gloo"), 0 if quick else 1, "gloo")
 
 
 def _experts() -> Iterator[Point]:

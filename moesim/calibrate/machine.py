@@ -28,6 +28,7 @@ _ARCHITECTURES: Final = {
 }  # fmt: skip
 # Dense bf16 FLOPs of one SM in one clock. NVIDIA architecture papers; others are taken at the measured rate.
 _FLOPS_PER_CLOCK: Final = {(8, 0): 2048, (8, 6): 512, (8, 9): 1024, (9, 0): 4096}
+PROCESSES: Final = 2  # that a CPU is calibrated as: the ranks of its cluster
 _DEFAULT_CACHE: Final = 32 * 2**20
 
 
@@ -151,8 +152,8 @@ def _cpu(name: str | None) -> Machine:
     full = f"CPU {_cpu_model()}"
     return Machine(
         device="cpu", name=name or full, full_name=full, architecture="cpu", memory_bytes=_ram_bytes(),
-        memory_bytes_per_s=None, flops=None, sms=_cores(), l2_bytes=_last_cache(),
-        source="peaks as measured (large copy, large matmul); cores and cache of the operating system",
+        memory_bytes_per_s=None, flops=None, sms=process_cores(), l2_bytes=_last_cache(), gpus=PROCESSES,
+        source="half of this CPU, as each of two processes has it; peaks as measured (large copy, large matmul)",
     )  # fmt: skip
 
 
@@ -167,14 +168,14 @@ def _cpu_model() -> str:
     return " ".join(text.split()) or "unknown"
 
 
-def _cores() -> int:
-    """Physical cores that this process may use."""
+def process_cores() -> int:
+    """Physical cores of one of the processes that share this CPU."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     found = set()
     for cpu in usable:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         found.add(siblings.read_text(encoding="ascii") if siblings.is_file() else str(cpu))
-    return max(len(found), 1)
+    return max(len(found) // PROCESSES, 1)
 
 
 def _last_cache() -> float:
@@ -192,9 +193,9 @@ def _cache_sizes() -> list[float]:
 
 
 def _ram_bytes() -> float:
-    """Of one of the two processes."""
+    """Of one of the processes."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2.0
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / PROCESSES
     except (ValueError, OSError, AttributeError):
         return 8.0 * 2**30
 

@@ -87,7 +87,6 @@ def _best(store: Store, peak: str, work: Any) -> float:
 def cluster_file(machine: Machine, store: Store) -> str:
     """This machine as a cluster file of ``moesim plan --cluster``."""
     sheet = data_sheet(machine, store)
-    ranks = machine.gpus if machine.device == "cuda" else 2
     flops = ", ".join(f"{dtype}: {rate / 1e9:.6f}GFLOP/s" for dtype, rate in sheet["flops"].items())
     gpu = [
         f"  name: {json.dumps(machine.name)}",
@@ -105,7 +104,7 @@ def cluster_file(machine: Machine, store: Store) -> str:
             f"name: {json.dumps(machine.slug)}",
             "gpu:", *gpu,
             "nodes: 1",
-            f"gpus_per_node: {ranks}",
+            f"gpus_per_node: {machine.gpus}",
             "scale_up:", *link,
             f"source: {json.dumps(f'moesim {__version__} calibrate')}",
             "",

@@ -2,19 +2,22 @@
 
     parent  --(task, arguments)-->  every process  --answer of each-->  parent
 
-They are started afresh (no fork of a process with threads), meet through a file, and end when the parent does.
+They are fresh interpreters (no fork of a process with threads, no second run of the user's script), meet through a
+file, and end when the parent does: their pipe closes.
 """
 
-import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 from importlib import import_module
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
 from moesim.calibrate.bench import SkipError
+from moesim.calibrate.machine import process_cores
 
 _START_S: Final = 120.0
 _ANSWER_S: Final = 300.0
@@ -24,19 +27,18 @@ class Workers:
     """``ranks`` processes that run tasks together."""
 
     def __init__(self, ranks: int, backend: str) -> None:
-        spawn = multiprocessing.get_context("spawn")
         self.home = tempfile.TemporaryDirectory(prefix="moesim-")
-        meet = Path(self.home.name, "meet")
-        pipes = [spawn.Pipe() for _ in range(ranks)]
-        self.pipes = [ours for ours, _ in pipes]
-        self.processes = [
-            spawn.Process(target=_serve, args=(theirs, rank, ranks, backend, meet.as_uri()), daemon=True)
-            for rank, (_, theirs) in enumerate(pipes)
-        ]
-        for process in self.processes:
-            process.start()
-        for _, theirs in pipes:
+        meet = Path(self.home.name, "meet").as_uri()
+        self.pipes: list[Connection] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(ranks):
+            ours, theirs = Pipe()
+            code = f"from {__name__} import serve; serve({theirs.fileno()}, {rank}, {ranks}, {backend!r}, {meet!r})"
+            self.processes.append(
+                subprocess.Popen([sys.executable, "-c", code], env=_environment(), pass_fds=[theirs.fileno()])
+            )
             theirs.close()
+            self.pipes.append(ours)
         try:
             self._answers(_START_S)
         except SkipError:
@@ -54,10 +56,11 @@ class Workers:
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:
-            process.join(timeout=5)
-            if process.is_alive():
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
                 process.kill()
-                process.join()
+                process.wait()
         self.home.cleanup()
 
     def _answers(self, timeout_s: float) -> list[Any]:
@@ -75,14 +78,22 @@ class Workers:
         return found
 
 
-def _serve(pipe: Connection, rank: int, ranks: int, backend: str, meet: str) -> None:
-    """Life of one process: join the group, then run what comes until the pipe closes."""
+def _environment() -> dict[str, str]:
+    """This process's, with the moesim that runs here before any other."""
+    here = str(Path(__file__).resolve().parents[2])
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([here, known] if known else [here])}
+
+
+def serve(handle: int, rank: int, ranks: int, backend: str, meet: str) -> None:
+    """Life of one process: join the group, then run what comes through the pipe until it closes."""
     import torch
     import torch.distributed as dist
 
+    pipe = Connection(handle)
     if backend == "gloo":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-        torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
+        torch.set_num_threads(process_cores())
     else:
         torch.cuda.set_device(rank)
     try:
