@@ -61,7 +61,7 @@ def find(name):
 
 
 def test_the_commands_are_frozen():
-    assert list(COMMANDS) == ["plan", "simulate", "cost", "list", "validate"]
+    assert list(COMMANDS) == ["plan", "simulate", "cost", "list", "validate", "calibrate"]
     assert {f"cost {name}" for name in OPERATIONS} == {name for name in FLAGS if name.startswith("cost ")}
     assert group.list_commands(click.Context(group)) == list(COMMANDS)
 

@@ -22,7 +22,10 @@ _EXIT: Final = {DONE: 0, BUDGET: 0, BROKEN: 2, INTERRUPTED: 130}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses bad options with one line."""
+    """Refuses bad options with one line, and looks like the other commands."""
+
+    def format_help(self) -> str:
+        return f"U{super().format_help()[1:]}"  # "Usage:", as the other commands have it
 
     def error(self, message: str) -> NoReturn:
         raise MoesimError(f"{message} (see: {self.prog} --help)")
@@ -34,6 +37,8 @@ def main(argv: Sequence[str], program: str = "python -m moesim.calibrate") -> in
     try:
         options = _parser(program).parse_args(argv)
         return _calibrate(options, shlex.join([*program.split(), *argv]), started)
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
     except MoesimError as error:
         say(f"moesim: {' '.join(str(error).split())}")
         return 2

@@ -1,7 +1,7 @@
 """Rows of interference.csv: how much slower a kernel runs beside a copy that holds some SMs.
 
-    side stream   |---- copy kernel of s programs, one an SM, all threads and registers of it ----|
-    main stream        wait | start | kernel, several times | end |
+    side stream   |---- copy kernel of s programs, one an SM ----|
+    main stream      wait | start | kernel, several times | end
 
 A sample counts only when the copy ran from before its start to after its end. s = 0: the copy engine instead,
 from pinned memory, which holds no SM but takes memory bandwidth.
@@ -18,6 +18,7 @@ import triton.language as tl
 from moesim.calibrate.bench import Bench, SkipError
 from moesim.calibrate.points import Point
 from moesim.calibrate.timing import Call, Timing, figure, summary
+from moesim.kernels.grouped_gemm import loop_bound
 
 Hold = Callable[[int], object]  # copies a buffer so many times
 
@@ -26,15 +27,17 @@ _REPEATS: Final = 10
 _MOST_ROUNDS: Final = 2**14
 _VALUES: Final = 2**24  # float32 of the copied buffer: beyond the L2
 _BLOCK: Final = 8192
-_WARPS: Final = 32  # 1,024 threads: with them, most of an SM's registers
+_WARPS: Final = 32  # 1,024 threads hold half of an SM's registers: no tile of a large GEMM fits beside them
 _SLEEP_CYCLES: Final = 200_000  # about 0.1 ms for the copy to begin
 
 
-def _copy_rounds(from_ptr: Any, to_ptr: Any, values: Any, rounds: Any, programs: Any, block: tl.constexpr) -> None:
-    """Every program copies its share of the buffer, ``rounds`` times."""
-    for _ in range(rounds):
-        for first in range(tl.program_id(0) * block, values, programs * block):
-            at = first + tl.arange(0, block)
+def _copy_rounds(  # quoted: triton reads annotations and knows no Any
+    from_ptr: "Any", to_ptr: "Any", values: "Any", rounds: "Any", steps: "Any", block: tl.constexpr
+) -> None:
+    """Every program copies its share of the buffer, ``rounds`` times; ``steps`` blocks a program and round."""
+    for _ in range(loop_bound(rounds)):
+        for step in range(loop_bound(steps)):
+            at = (step * tl.num_programs(0) + tl.program_id(0)) * block + tl.arange(0, block)
             tl.store(to_ptr + at, tl.load(from_ptr + at, mask=at < values), mask=at < values)
 
 
@@ -99,7 +102,8 @@ def _sm_copy(programs: int) -> Hold:
 
 def hold_sms(source: torch.Tensor, target: torch.Tensor, programs: int, rounds: int) -> None:
     """Launch the copy kernel: ``programs`` programs for ``rounds`` rounds."""
-    copy_rounds[(programs,)](source, target, source.numel(), rounds, programs, block=_BLOCK, num_warps=_WARPS)
+    steps = -(-source.numel() // (programs * _BLOCK))
+    copy_rounds[(programs,)](source, target, source.numel(), rounds, steps, block=_BLOCK, num_warps=_WARPS)
 
 
 def _engine_copy() -> Hold:

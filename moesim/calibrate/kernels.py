@@ -123,14 +123,14 @@ def _gemm(bench: Bench, point: Point) -> Job:
 def _backward(bench: Bench, point: Point) -> Job:
     """Of gate and up: dy [R, 2F] to dx [R, H], or to dw [E, 2F, H]."""
     case, n = make_case(bench, point), point.number
-    experts, width, depth = len(case.tokens_E), 2 * case.ffn, n["hidden"]
+    width, depth = 2 * case.ffn, n["hidden"]
     tokens = _sorted(case)
 
     def call(one: Tokens) -> Call:
         dy_RN = bench.randn(one.order.rows, width)
         if point.text["op"] == "dgrad":
             return lambda: backward.grouped_dgrad(dy_RN, one.experts.w13, one.order)
-        return lambda: backward.grouped_wgrad(one.x_RH, dy_RN, one.order, experts)
+        return lambda: backward.grouped_wgrad(one.x_RH, dy_RN, one.order)
 
     rows = _used(tokens[0].order) if point.text["op"] == "dgrad" else None
     cost = backward.grouped_dgrad_cost if point.text["op"] == "dgrad" else backward.grouped_wgrad_cost

@@ -1,0 +1,159 @@
+"""Every kind of point of a GPU's grid runs here at tiny sizes under the interpreter, with a timer that only runs."""
+
+import pytest
+import torch
+
+from moesim.calibrate import interference, live, live_ranks
+from moesim.calibrate.bench import Bench, SkipError
+from moesim.calibrate.expert_ffn import measure as measure_layer
+from moesim.calibrate.grid_gpu import gpu_points
+from moesim.calibrate.kernels import TRITON_JOBS
+from moesim.calibrate.kernels import measure as measure_kernel
+from moesim.calibrate.points import TABLES, Point
+from moesim.calibrate.shapes import Shape
+from moesim.calibrate.timing import Timing
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = (128, 64, 8, 2)  # hidden, ffn, experts, top_k
+
+
+class RunOnly:
+    """Runs every call, refuses what is not finite, and says a millisecond."""
+
+    events_used = 0
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, calls, graph=True):
+        for call in calls:
+            found = call()
+            self.calls += 1
+            if isinstance(found, torch.Tensor):
+                assert found.numel()
+        return Timing(1e-3, 0.0, 1)
+
+
+@pytest.fixture
+def bench():
+    with torch.random.fork_rng():
+        yield Bench(device=DEVICE, l2_bytes=1.0, timer=RunOnly(), seed=0, free_bytes=lambda: 2.0**33)
+
+
+def kernel_point(op, dtype, load="balanced", tokens=5, model="tiny", sizes=SIZES):
+    return Point("kernels", (op, "moesim_triton", dtype, model, load, tokens, *sizes), 0, "tiny")
+
+
+def layer_point(dtype, load, tokens, ep=1, tp=1):
+    return Point("expert_ffn", ("moesim_triton", dtype, "tiny", load, 1, tokens, *SIZES, ep, tp), 0, "tiny")
+
+
+def asked_on_a_gpu():
+    """(op, dtype) of every kernels point."""
+    points = [point for point in gpu_points(fp8=True, gpus=1) if point.table == "kernels"]
+    return sorted({(point.text["op"], point.text["dtype"]) for point in points})
+
+
+def test_every_op_of_the_grid_has_a_job():
+    assert {op for op, _ in asked_on_a_gpu()} == set(TRITON_JOBS)
+
+
+@pytest.mark.parametrize(("op", "dtype"), asked_on_a_gpu())
+def test_each_kernel_gives_a_row_with_its_work(op, dtype, bench):
+    sizes = (128, 64, 16, 8) if op == "router_grouped" else SIZES
+    found = measure_kernel(bench, kernel_point(op, dtype, sizes=sizes))
+    assert set(found) == set(TABLES["kernels"].found)
+    assert float(found["bytes"]) > 0.0
+    assert float(found["time_us"]) == 1000.0
+
+
+def test_the_router_of_deepseek_keeps_4_of_8_groups(bench):
+    found = measure_kernel(bench, kernel_point("router", "fp32", model="deepseek-v3", sizes=(128, 64, 16, 4)))
+    assert float(found["flops"]) > 0.0
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8_block", "int4", "ternary"])
+def test_a_layer_runs_in_each_dtype_and_states_its_loads(dtype, bench):
+    found = measure_layer(bench, layer_point(dtype, "hot", 5))
+    loads = [int(one) for one in found["tokens_per_expert"].split(";")]
+    assert (sum(loads), max(loads), len(loads)) == (10, 5, 8)
+
+
+def test_a_rank_of_two_runs_its_own_experts_with_half_their_width(bench):
+    found = measure_layer(bench, layer_point("bf16", "zipf:1.2", 6, ep=2, tp=2))
+    loads = [int(one) for one in found["tokens_per_expert"].split(";")]
+    assert len(loads) == 4
+    assert 6 <= sum(loads) <= 12
+
+
+def test_a_layer_that_fits_in_the_cache_uses_other_weights_in_turn(bench):
+    bench.l2_bytes = 3 * 128 * 64 * 2.0 * 8  # exactly all eight experts: two copies
+    measure_layer(bench, layer_point("bf16", "balanced", 1))
+    assert len({id(one) for one in bench.kept.values()}) == 2
+    assert bench.timer.calls == 8  # 2 of 16 experts at a time
+
+
+def test_a_point_that_does_not_fit_is_skipped_with_its_size(bench):
+    bench.free_bytes = lambda: 1e5
+    with pytest.raises(SkipError, match=r"needs .* GiB, 80 % of the free memory"):
+        measure_layer(bench, layer_point("bf16", "balanced", 4096))
+
+
+def test_a_kernel_that_writes_nan_is_no_measurement(bench, monkeypatch):
+    monkeypatch.setitem(bench.kept, "experts 0", nan_experts())
+    with pytest.raises(SkipError, match="NaN"):
+        measure_layer(bench, layer_point("bf16", "balanced", 5))
+
+
+def nan_experts():
+    from moesim.kernels.expert_ffn import make_experts
+
+    made = make_experts(8, 128, 64, "bf16", device=DEVICE)
+    made.w2.fill_(float("nan"))
+    return made
+
+
+def test_the_copy_that_holds_sms_copies_all_of_its_buffer():
+    source = torch.randn(20_000, device=DEVICE)
+    target = torch.full_like(source, float("nan"))
+    interference.hold_sms(source, target, programs=2, rounds=2)
+    assert torch.equal(source, target)
+
+
+def test_a_row_of_interference_holds_the_factor():
+    found = interference.row(2e-3, Timing(3e-3, 0.1, 10))
+    assert set(found) == set(TABLES["interference"].found)
+    assert (found["alone_us"], found["beside_us"], found["factor"]) == ("2000", "3000", "1.5")
+
+
+def test_the_parts_of_a_live_layer_on_one_gpu_make_the_layer(bench):
+    shape = Shape("tiny", *SIZES)
+    noise = live.biased_noise("hot", 7, 8, seed=1).to(DEVICE)
+    calls, experts_TK = live._triton_parts(bench, shape, noise)
+    assert sorted(calls) == sorted(live.PARTS)
+    assert torch.bincount(experts_TK.flatten().long(), minlength=8).max() == 7
+    calls["router"](), calls["dispatch"](), calls["experts"]()
+    assert torch.allclose(calls["combine"]().float(), calls["layer"]().float(), rtol=0.02, atol=0.02)
+
+
+def test_rows_of_a_live_layer_on_one_gpu_say_what_was_run(bench):
+    rows = live._one_gpu(bench, Shape("tiny", *SIZES), 6, "balanced", seed=0)
+    assert [row["part"] for row in rows] == list(live.PARTS)
+    assert {row["sent_bytes"] for row in rows} == {0}
+    assert sum(int(one) for one in rows[0]["tokens_per_expert"].split(";")) == 12
+
+
+def test_live_ranks_is_the_same_layer_as_on_one_rank(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=(tmp_path / "meet").as_uri(), rank=0, world_size=1)
+    try:
+        with torch.random.fork_rng():
+            noise = live.biased_noise("zipf:1.2", 9, 8, seed=2)
+            layer = live_ranks.LiveLayer(0, 1, Shape("tiny", *SIZES), noise, copies=1, seed=0)
+            weights_TK, experts_TK = layer.route()
+            weights = next(layer.weights)
+        expected = live_ranks.torch_layer.expert_layer(layer.x_TH, weights, experts_TK, weights_TK)
+        assert torch.equal(layer.layer(), expected)
+    finally:
+        dist.destroy_process_group()
