@@ -1,9 +1,21 @@
-"""Hypothesis: no deadline, and the same examples in every run of a CI."""
+"""Hypothesis: no deadline, and the same examples in every run of a CI. A CPU profile that several tests use."""
 
 import os
+import subprocess
+import sys
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory):
+    """The folder of a quick calibration of this CPU."""
+    folder = tmp_path_factory.mktemp("profiles")
+    command = [sys.executable, "-m", "moesim", "calibrate", "--device", "cpu", "--quick", "--out", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder

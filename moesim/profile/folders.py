@@ -35,7 +35,7 @@ def own_table(gpu: str, table: str) -> Path | None:
 
 def slug(gpu: str) -> str:
     """The folder of a GPU's profile: ``CPU EPYC 7B13`` -> ``cpu-epyc-7b13``."""
-    return "-".join(re.findall(r"[a-z0-9.]+", gpu.lower()))
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,6 @@
 """Predicted against measured, group by group.
 
-    GROUPS     kernels, collectives, training, serving: judge(folder or None) -> one line per measured figure
+    GROUPS     kernels, collectives, training, serving, live: judge(folder or None) -> one line per measured figure
     figures    tables of measured figures, and the presets they mean
     summary    how wrong, how often inside the band, and the goals
 
@@ -32,12 +32,16 @@ def _judge(part: str) -> Judge:
     return judge
 
 
-GROUPS: Final[dict[str, Judge]] = {part: _judge(part) for part in ("kernels", "collectives", "training", "serving")}
+GROUPS: Final[dict[str, Judge]] = {
+    part: _judge(part) for part in ("kernels", "collectives", "training", "serving", "live")
+}
+DEFAULT: Final = ("kernels", "collectives", "training", "serving")  # live runs a layer: only where it is asked for
 TABLES: Final = {
     "kernels": ("kernel_moe_*.csv", "kernel_gemm_*.csv", "kernel_attention_*.csv"),
     "collectives": ("comm_nccl_intranode_aic.csv",),
     "training": ("e2e_training_*.csv",),
     "serving": ("e2e_serving_silicon.csv", "e2e_serving_published.csv"),
+    "live": (),
 }
 
 
@@ -78,18 +82,18 @@ class Validation:
 
 
 def validate(groups: Iterable[str] | None = None, data: Path | None = None) -> Validation:
-    """Judge the named groups (default: all) on the tables in ``data``, or on what ships with moesim.
+    """Judge the named groups (default: DEFAULT) on the tables in ``data``, or on what ships with moesim.
 
     Raises MoesimError for an unknown group, for a folder without any table of the groups, and for a table
     without a column it needs.
     """
     import pandas as pd
 
-    names = list(GROUPS) if groups is None else list(groups)
+    names = list(DEFAULT) if groups is None else list(groups)
     for name in names:
         if name not in GROUPS:
             raise choice("group", name, list(GROUPS))
-    present = [name for name in names if data is None or _has_table(data, name)]
+    present = [name for name in names if data is None or not TABLES[name] or _has_table(data, name)]
     if not present:
         wanted = ", ".join(table for name in names for table in TABLES[name])
         raise MoesimError(f"{data} has none of {wanted}: point --data at a folder of measured tables")
