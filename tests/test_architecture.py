@@ -18,6 +18,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 MOST_LINES = 300
 HEAVY = ("numpy", "pandas", "matplotlib", "networkx", "simpy", "pydantic", "yaml", "rich")
 OTHERS = ("torch", "triton", "kernels", "studies", "tests")
+GPU = ("torch", "triton", "moesim.kernels")  # calibrate's alone
+# Where calibrate may write to the user: its entry point, and one file.
+TALKING = ("calibrate/__main__.py", "calibrate/progress.py")
+NOT_WITH_TORCH_ALONE = (*HEAVY[1:], "click")  # python -m moesim.calibrate: standard library, numpy, torch, triton
 ENTRY = ("", "__main__")  # moesim/__init__.py and moesim/__main__.py are no rooms
 
 
@@ -114,12 +118,34 @@ def test_the_package_root_imports_nothing_until_it_is_asked():
     assert [one.lineno for one in own if getattr(one, "module", "") not in ("typing", "importlib")] == []
 
 
+def for_gpus(one):
+    """Whether an import is one of torch, triton or moesim.kernels."""
+    return any(one.module == name or one.module.startswith(f"{name}.") for name in GPU)
+
+
 def test_nothing_imports_kernels_studies_tests_or_gpu_libraries_or_by_relative_path():
     wrong = [
         one.where
         for path in FILES
         for one in imports(path)
-        if one.module.partition(".")[0] in OTHERS or one.module.startswith(".")
+        if (one.module.partition(".")[0] in OTHERS and not (room(path) == "calibrate" and for_gpus(one)))
+        or one.module.startswith(".")
+    ]
+    assert wrong == []
+
+
+def test_only_calibrate_imports_the_kernels():
+    wrong = [one.where for path in FILES if room(path) != "calibrate" for one in imports(path) if for_gpus(one)]
+    assert wrong == []
+
+
+def test_calibrate_imports_nothing_that_torch_triton_and_numpy_do_not_bring():
+    wrong = [
+        one.where
+        for path in FILES
+        if room(path) == "calibrate"
+        for one in imports(path)
+        if one.module.partition(".")[0] in NOT_WITH_TORCH_ALONE
     ]
     assert wrong == []
 
@@ -133,7 +159,7 @@ def test_only_the_command_line_talks():
     """No print, no click and no standard streams below cli; workers and plots return values."""
     wrong = []
     for path in FILES:
-        if room(path) in ("cli", *ENTRY):
+        if room(path) in ("cli", *ENTRY) or path.relative_to(ROOT).as_posix() in TALKING:
             continue
         wrong += [one.where for one in imports(path) if one.module.partition(".")[0] in ("click", "rich", "logging")]
         for node in ast.walk(ast.parse(path.read_text())):
@@ -156,6 +182,14 @@ def test_starting_moesim_loads_nothing_heavy(code):
     found = loaded(code)
     assert "moesim" in found
     assert found.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "options", ["'--help'", "'--only', 'nothing'", "'--device', 'cpu', '--list', '--out', '/nonexistent'"]
+)
+def test_calibrate_refuses_explains_and_lists_without_torch(options):
+    found = loaded(f"from moesim.calibrate import main; main([{options}])")
+    assert found.isdisjoint((*NOT_WITH_TORCH_ALONE, "torch", "triton"))
 
 
 def test_help_takes_less_than_half_a_second_of_cpu():

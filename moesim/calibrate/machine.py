@@ -216,8 +216,8 @@ class Clocks:
         if not self.command:
             return
         with suppress(OSError, ValueError, subprocess.SubprocessError):
-            done = subprocess.run(self.command, capture_output=True, text=True, timeout=5, check=True)
-            sm, memory, self.driver = (part.strip() for part in done.stdout.splitlines()[0].split(","))
+            said = subprocess.check_output(self.command, text=True, timeout=5)
+            sm, memory, self.driver = (part.strip() for part in said.splitlines()[0].split(","))
             self.seen.append((float(sm), float(memory)))
 
     def summary(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Timing(NamedTuple):
 
 
 def figure(value: float) -> str:
-    """Six significant digits, never an exponent."""
+    """Six significant digits, or all of a large number; never an exponent."""
     text = f"{value:.6g}"
     return text if "e" not in text else f"{value:.12f}".rstrip("0") if abs(value) < 1 else f"{value:.0f}"
 

@@ -1,0 +1,233 @@
+"""The command: refusals, resumption, budget, interruption, kill -9. No GPU is needed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from moesim.calibrate import command, main, run
+from moesim.calibrate.bench import SkipError
+from moesim.cli import main as moesim
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+FOUND = {
+    "value": "1e9", "time_us": "2.5", "spread": "0.1", "repeats": "10", "tokens_per_expert": "1;2", "flops": "1",
+    "bytes": "1", "basis": "measured", "source": "test",
+}  # fmt: skip
+
+
+class Measures:
+    """Stands in for every table's module: counts the points, and does what it is told at one of them."""
+
+    def __init__(self, at=None, error=None):
+        self.seen, self.at, self.error = [], at, error
+
+    def measure(self, bench, point):
+        self.seen.append(point)
+        if len(self.seen) == self.at:
+            raise self.error
+        return FOUND
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """No point takes any time; ``stub(at, error)`` makes one fail."""
+
+    def install(at=None, error=None):
+        measures = Measures(at, error)
+        monkeypatch.setattr(run, "import_module", lambda name: measures)
+        return measures
+
+    threads = torch.get_num_threads()
+    yield install
+    torch.set_num_threads(threads)
+
+
+def call(out, *options):
+    return main(["--device", "cpu", "--out", str(out), *options], "moesim calibrate")
+
+
+def folder(out):
+    [found] = out.iterdir()
+    return found
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param(
+            [], "no CUDA GPU found: run this on the machine to calibrate, or add --device cpu to measure this CPU",
+            marks=no_gpu,
+        ),
+        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--fast"], "unrecognized arguments: --fast (see: python -m moesim.calibrate --help)"),
+        (["--device", "cpu", "--only", "gems"], "unknown --only 'gems': did you mean gemm?"),
+        (["--device", "cpu", "--budget", "0"], "--budget 0: give seconds above zero"),
+        (["--device", "cpu", "--budget", "x"], "argument --budget: invalid float value: 'x'"),
+        (["--device", "cpu", "--seed", "-1"], "--seed -1: give 0 or more"),
+        (["--device", "cpu", "--name", "--"], "argument --name: expected one argument"),
+        (["--device", "cpu", "--name", "..."], "--name '...': give a name with a letter or a digit"),
+        (["--device", "cpu", "--out", "/dev/null/x"], "choose a folder that can be written"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(options, said, capsys):
+    assert main(options) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("moesim: ")
+    assert said in err
+    assert err.count("\n") == 1 + ("measured" in err)
+
+
+def test_without_torch_the_refusal_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("moesim.calibrate.machine.installed", lambda package: "")
+    assert call(tmp_path) == 2
+    assert "torch is not installed: pip install 'moesim[calibrate]'" in capsys.readouterr().err
+
+
+def test_the_options_are_frozen_and_moesim_calibrate_has_them_too(capsys):
+    assert moesim(["calibrate", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert set(re.findall(r"--[a-z]+", text.partition("options:")[2])) >= {"--out", "--device"}
+    flags = {flag for action in command._parser("x")._actions for flag in action.option_strings if len(flag) > 2}
+    assert flags == {
+        "--help", "--out", "--device", "--quick", "--budget", "--only", "--seed", "--name", "--list", "--json",
+    }  # fmt: skip
+
+
+@no_gpu
+def test_moesim_calibrate_refuses_as_the_module_does(capsys):
+    assert moesim(["calibrate", "--quick"]) == 2
+    assert "no CUDA GPU found" in capsys.readouterr().err
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------
+
+
+def test_a_full_run_after_a_quick_one_measures_only_the_rest(stub, tmp_path, capsys):
+    first = stub()
+    assert call(tmp_path, "--quick") == 0
+    second = stub()
+    assert call(tmp_path) == 0
+    names = [(point.table, point.name) for point in (*first.seen, *second.seen)]
+    assert len(first.seen) > 60
+    assert len(second.seen) > 200
+    assert len(names) == len(set(names))
+    third = stub()
+    assert call(tmp_path) == 0
+    assert third.seen == []
+    assert "go on:" not in capsys.readouterr().err
+
+
+def test_the_budget_stops_cleanly_and_the_same_command_goes_on(stub, tmp_path, capsys, monkeypatch):
+    stub()
+    now = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    assert call(tmp_path, "--quick", "--budget", "30") == 0
+    said = capsys.readouterr().err
+    assert re.search(r"[1-9]\d* points measured, 0 skipped, [1-9]\d* left", said)
+    assert f"go on: moesim calibrate --device cpu --out {tmp_path} --quick --budget 30" in said
+    assert (folder(tmp_path) / "meta.json").is_file()
+    monkeypatch.undo()
+    stub()
+    assert call(tmp_path, "--quick") == 0
+
+
+def test_ctrl_c_keeps_what_was_measured(stub, tmp_path, capsys):
+    stub(at=5, error=KeyboardInterrupt())
+    assert call(tmp_path, "--quick", "--json") == 130
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert (document["measured"], document["ended"]) == (4, "interrupted")
+    assert "go on: moesim calibrate" in err
+    assert not (folder(tmp_path) / ".partial").exists()
+
+
+@pytest.mark.parametrize("error", [SkipError("too large"), ValueError("bad\nshape"), RuntimeError("out of memory")])
+def test_a_point_that_fails_is_skipped_with_its_reason(stub, tmp_path, error):
+    measures = stub(at=7, error=error)
+    assert call(tmp_path, "--quick") == 0
+    point = measures.seen[6]
+    [sentence] = json.loads((folder(tmp_path) / "meta.json").read_text())["skipped"]
+    assert sentence.startswith(f"{point.table} {point.name}: ")
+    assert " ".join(str(error).split()) in sentence
+    again = stub()
+    assert call(tmp_path, "--quick") == 0
+    assert again.seen == []
+
+
+def test_a_lost_gpu_ends_the_process_and_the_next_goes_on_without_that_point(stub, tmp_path, monkeypatch, capsys):
+    stub(at=4, error=RuntimeError("CUDA error: an illegal memory access was encountered"))
+    monkeypatch.setattr(run, "_alive", lambda bench: False)
+    assert call(tmp_path, "--quick") == 2
+    assert "the GPU failed and can do no more in this process; go on without that point" in capsys.readouterr().err
+    again = stub()
+    assert call(tmp_path, "--quick") == 0
+    assert len(again.seen) > 60
+
+
+def test_list_counts_and_measures_nothing(stub, tmp_path, capsys):
+    measures = stub()
+    assert call(tmp_path, "--quick", "--only", "gemm,copies", "--list", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document["tables"]) == {"peaks", "gemm", "copies"}
+    assert document["tables"]["gemm"]["measured"] == 0 < document["tables"]["gemm"]["left"]
+    assert call(tmp_path, "--quick", "--list") == 0
+    assert re.search(r"gemm +0 measured +\d+ left", capsys.readouterr().err)
+    assert measures.seen == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_measures_what_it_names(stub, tmp_path):
+    measures = stub()
+    assert call(tmp_path, "--quick", "--only", "launch") == 0
+    assert {point.table for point in measures.seen} == {"launch", "peaks"}
+    assert set(json.loads((folder(tmp_path) / "meta.json").read_text())["tables"]) == {"launch"}
+
+
+def test_another_torch_starts_over_and_says_so(stub, tmp_path, monkeypatch, capsys):
+    stub()
+    assert call(tmp_path, "--quick") == 0
+    monkeypatch.setattr("moesim.calibrate.machine.installed", lambda package: "9.9")
+    again = stub()
+    assert call(tmp_path, "--quick") == 0
+    assert len(again.seen) > 60
+    assert "measuring afresh, earlier points cannot be mixed: torch " in capsys.readouterr().err
+
+
+def test_the_name_is_the_folder(stub, tmp_path):
+    stub()
+    assert call(tmp_path, "--only", "launch", "--quick", "--name", "Lab box 3") == 0
+    assert folder(tmp_path).name == "lab-box-3"
+    assert json.loads((folder(tmp_path) / "meta.json").read_text())["gpu"]["name"] == "Lab box 3"
+
+
+def test_kill_9_in_the_middle_loses_no_finished_point(tmp_path):
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--only", "gemm", "--quick"]
+    child = subprocess.Popen([sys.executable, "-m", "moesim.calibrate", *arguments], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(rows := partial_rows(tmp_path)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    kept = partial_rows(tmp_path)
+    assert len(kept) >= len(rows) >= 4
+    assert main(arguments) == 0
+    final = (folder(tmp_path) / "gemm.csv").read_text().splitlines()
+    assert set(kept) <= set(final)
+    assert len(final) == 1 + 12
+
+
+def partial_rows(out):
+    """Whole lines of the table in progress, without its header."""
+    found = [path.read_text() for path in out.glob("*/.partial/gemm.csv")]
+    return [line for text in found for line in text[: text.rfind("\n") + 1].splitlines()[1:]]
