@@ -204,12 +204,11 @@ def grouped_gemm(
         return y_RN
     tma = has_tma(x_RK.device)
     x, w = _operands(x_RK, w_ENK, parts, order.block, tile) if tma else (x_RK.contiguous(), w_ENK.contiguous())
-    loops = tile.loops and activation != "gelu"  # erf needs the registers that a loop over tiles would keep
-    programs = min(tiles, multiprocessors(x_RK.device)) if loops else tiles
+    programs = min(tiles, multiprocessors(x_RK.device)) if tile.loops else tiles
     _grouped_gemm_kernel[(programs,)](
         x, w, y_RN, x_scale, w_scale, row_weight_R, order.block_expert_B, order.offsets_E1,
         n, x_RK.shape[1], w_ENK.shape[0], w_scale.shape[1] if w_scale is not None else 0,
-        ACTIVATION=activation, TMA=tma, WHOLE=parts == 1 or n % GROUP == 0, LOOPS=loops,
+        ACTIVATION=activation, TMA=tma, WHOLE=parts == 1 or n % GROUP == 0, LOOPS=tile.loops,
         BLOCK_M=order.block, BLOCK_N=tile.rows // parts, BLOCK_K=tile.depth,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

