@@ -1,8 +1,11 @@
 """The expert layer: bounds, monotone in tokens, blind to the order of experts, right on and off the table."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +15,9 @@ from moesim.compute import COVERS, expert_ffn
 from moesim.compute.expert_parts import row_loads
 from moesim.cost import ESTIMATED, PUBLISHED, FloatArray
 from moesim.errors import MoesimError
-from moesim.profile import Profile, load_profile
+from moesim.profile import Profile, load_profile, shipped_folder
 from moesim.validate.kernels import judge
+from moesim.validate.leave_out import leave_one_model_out
 
 H200 = load_profile(GPUS["H200"])
 LOADS = st.lists(st.integers(0, 4000), min_size=8, max_size=8)
@@ -159,3 +163,72 @@ def test_what_cannot_be_priced_is_refused(
 ) -> None:
     with pytest.raises(MoesimError, match=says):
         expert_ffn(H200, np.asarray(tokens), hidden, ffn, "bf16", top_k=2, kernel=kernel)
+
+
+OWN = """kernel,dtype,model,load,gated,tokens,hidden,ffn,experts,top_k,ep,tp,time_us,tokens_per_expert
+"""
+
+
+def own_profile(folder: Path, kernel: str, rows: list[tuple[str, str, float]], model: str = "a") -> Profile:
+    """A calibrated H200 with layers of four experts: load, tokens of each expert, us."""
+    home = folder / "h200"
+    home.mkdir(parents=True)
+    lines = [f"{kernel},bf16,{model},{load},1,64,1024,512,4,2,1,1,{us},{stated}" for load, stated, us in rows]
+    (home / "expert_ffn.csv").write_text(OWN + "\n".join(lines) + "\n")
+    meta = json.loads((shipped_folder() / "h200" / "meta.json").read_text())
+    meta["tables"] = {"expert_ffn": {"basis": "measured", "source": "a test"}}
+    (home / "meta.json").write_text(json.dumps(meta))
+    return load_profile(GPUS["H200"], folder)
+
+
+def test_a_stated_load_replaces_the_drawn_one_whatever_its_name(tmp_path: Path) -> None:
+    profile = own_profile(tmp_path, "moesim_triton", [("hot", "125;1;1;1", 90.0), ("balanced", "", 50.0)])
+    loads = np.array([[125.0, 1.0, 1.0, 1.0], [32.0] * 4])
+    cost = expert_ffn(profile, loads, 1024, 512, "bf16", top_k=2)
+    assert "moesim_triton" in cost.source  # the only kernel of the table is the default one
+    assert cost.seconds == pytest.approx([90e-6, 50e-6], rel=0.15)
+    assert row_loads({"tokens": 64, "experts": 4, "top_k": 2, "ep": 1}, "hot", "125;1;1;1").tolist() == [[125, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("stated", ["1;2", "1;2;3;x", "0;0;0;0", "-1;2;3;4", "nan;1;1;1"])
+def test_a_stated_load_must_be_one_of_the_rank(tmp_path: Path, stated: str) -> None:
+    profile = own_profile(tmp_path, "moesim_triton", [("hot", stated, 90.0)])
+    with pytest.raises(MoesimError, match="give 4 numbers, one for each expert of the rank"):
+        expert_ffn(profile, np.ones(4), 1024, 512, "bf16", top_k=2)
+
+
+def test_a_load_that_cannot_be_drawn_needs_its_numbers() -> None:
+    with pytest.raises(MoesimError, match="load 'hot': only balanced and power-law"):
+        row_loads({"tokens": 64, "experts": 4, "top_k": 2, "ep": 1}, "hot")
+
+
+def test_a_token_more_on_a_hot_expert_never_costs_less_in_any_family() -> None:
+    more = np.arange(1, 2000, 13)
+    loads = np.tile([1.0, 40.0, 0.0, 7.0, 7.0, 7.0, 7.0, 300.0], (more.size, 1))
+    for expert in (0, 2, 7):
+        heavier = loads.copy()
+        heavier[:, expert] += more
+        for kernel in ("moe_torch_flow_cutlass", "sglang_fused_moe_triton"):
+            found = expert_ffn(H200, heavier, 4096, 7168, "bf16", top_k=2, kernel=kernel).seconds
+            assert (np.diff(found) >= -1e-12).all()
+
+
+def test_a_model_is_predicted_from_the_others_only() -> None:
+    table = H200.tables["expert_ffn"][0].table.select(kernel="moe_torch_flow_cutlass", dtype="fp8")
+    rows = pd.DataFrame(table.text | table.numbers).assign(gpu="H200")
+    found = leave_one_model_out(rows)
+    assert len(found) == len(rows)
+    assert (found["refused"] == "").all()
+    assert (found["low"] <= found["predicted"]).all()
+    model = rows["model"].iloc[0]
+    wrong = rows.assign(time_us=rows["time_us"].mask(rows["model"] == model, rows["time_us"] * 9.0))
+    again = leave_one_model_out(wrong)
+    assert again.loc[again["model"] == model, "predicted"].tolist() == pytest.approx(
+        found.loc[found["model"] == model, "predicted"].tolist()
+    )
+
+
+def test_a_family_of_one_model_has_nothing_to_leave_out() -> None:
+    table = H200.tables["expert_ffn"][0].table.select(kernel="moe_torch_flow_cutlass", dtype="fp8")
+    one = table.take(table.text["model"] == table.text["model"][0])
+    assert leave_one_model_out(pd.DataFrame(one.text | one.numbers).assign(gpu="H200")).empty

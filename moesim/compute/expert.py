@@ -1,6 +1,6 @@
 """Seconds of an expert layer from the tokens of each local expert.
 
-    tokens[..., local expert] -> active experts, extra work, largest load -> seconds, band, bound
+    tokens[..., local expert] -> active experts, work of the others, largest load -> seconds, band, bound
 
 ``expert_parts`` has the closed form and the fitted family, ``expert_curve`` its table for one shape.
 """
@@ -50,8 +50,9 @@ def expert_ffn(
         raise problem
     copies = load.sum(axis=-1)
     active = np.minimum(load, 1.0).sum(axis=-1)
-    extra_s = np.maximum(tau_s(profile.gpu, shape, load).sum(axis=-1) - active * curve.first_s, 0.0)
-    seconds, half_width = curve.at(active, extra_s, most)
+    extra_s = tau_s(profile.gpu, shape, load).sum(axis=-1) - active * curve.first_s
+    largest_s = tau_s(profile.gpu, shape, np.maximum(most, 1.0)) - curve.first_s
+    seconds, half_width = curve.at(active, np.maximum(extra_s - largest_s, 0.0), most)
     compute_s = copies * (shape.flops_per_token / peak_flops(profile.gpu, dtype))
     memory_s = active * (shape.weight_bytes / profile.gpu.memory_bytes_per_s)
     seconds = np.where(copies > 0.0, seconds, 0.0)

@@ -1,8 +1,9 @@
-"""One shape's seconds as a table over (active, extra, most), so that thousands of loads cost a look-up.
+"""One shape's seconds as a table over (active, others, most), so that thousands of loads cost a look-up.
 
-``active`` counts the experts that have tokens, ``extra`` is their work beyond one token each, ``most`` is the
-largest load. A token more on a busy expert raises ``extra``, on an idle one ``active``; nothing falls. The
-table is made to rise along each axis (``rising``), so one more token never costs less.
+``active`` counts the experts that have tokens, ``most`` is the largest load, ``others`` is the work of the other
+experts beyond one token each. A token more on the busiest expert raises ``most``, on another busy one
+``others``, on an idle one ``active``; nothing falls. The table is made to rise along each axis (``rising``), so
+one more token never costs less; by how much that moved it is added to the band.
 """
 
 from dataclasses import dataclass
@@ -17,26 +18,26 @@ from moesim.profile import DataSheet, Fit
 
 _LEAST_ACTIVE: Final = 1 / 16  # expected active experts of an almost idle rank
 _MOST_TOKENS: Final = 2.0**18
-_NO_EXTRA: Final = 1e-5  # of one expert's first token: the smallest extra work told apart
-_ACTIVE, _EXTRA, _MOST = 12, 120, 28  # points of the table's axes
+_NO_EXTRA: Final = 1e-5  # of one expert's first token: the smallest work told apart
+_ACTIVE, _OTHERS, _MOST = 12, 100, 40  # points of the table's axes
 _SKEWS: Final = np.log([1.0, 2.0, 5.0, 15.0, 60.0])
 _COARSE: Final = 20  # loads at which the correction itself is evaluated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Curve:
-    """log seconds and half-width of the band over logs of (active, extra, most), on even grids."""
+    """log seconds and half-width of the band over logs of (active, others, most), on even grids."""
 
     first_s: float  # tau of one token
     axes: tuple[FloatArray, FloatArray, FloatArray]
-    log_s: FloatArray  # [active, extra, most]
+    log_s: FloatArray  # [active, others, most]
     half_width: FloatArray
 
-    def at(self, active: FloatArray, extra_s: FloatArray, most: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def at(self, active: FloatArray, others_s: FloatArray, most: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Seconds and half-width of the band."""
         place = [
             np.log(np.maximum(active, _LEAST_ACTIVE)),
-            np.log(extra_s / self.first_s + _NO_EXTRA),
+            np.log(others_s / self.first_s + _NO_EXTRA),
             np.log(np.maximum(most, 1.0)),
         ]
         log_s, half_width = interpolate(self.axes, (self.log_s, self.half_width), place)
@@ -50,18 +51,21 @@ def build_curve(gpu: DataSheet, shape: Shape, fitted: Fit) -> Curve:
     a, t, skew = np.meshgrid(few, loads, _SKEWS, indexing="ij")
     coarse = fitted.correction(features(gpu, shape, np.exp(a), np.exp(t), skew))
     first_s, last_s = tau_s(gpu, shape, np.array([1.0, _MOST_TOKENS]))
-    extra = np.linspace(np.log(_NO_EXTRA), np.log(shape.local * last_s / first_s), _EXTRA)
+    others = np.linspace(np.log(_NO_EXTRA), np.log(shape.local * last_s / first_s), _OTHERS)
     most = np.linspace(0.0, np.log(_MOST_TOKENS), _MOST)
-    active, beyond = np.meshgrid(np.exp(few), np.exp(extra) - _NO_EXTRA, indexing="ij")
+    active = np.exp(few)[:, None, None]
+    beyond = (np.exp(others) - _NO_EXTRA)[:, None] + tau_s(gpu, shape, np.exp(most)) / first_s - 1.0
     equal = equal_load(gpu, shape, first_s * (1.0 + beyond / active))
+    active = np.broadcast_to(active, equal.shape)
     base = np.log(fitted.base_s(parts(gpu, shape, active, equal)))
-    skew = np.clip(most - np.log(equal)[..., None], 0.0, _SKEWS[-1])
-    where = [np.broadcast_to(x[..., None], skew.shape) for x in (np.log(active), np.log(equal))]
-    correction, half_width = interpolate((few, loads, _SKEWS), coarse, [*where, skew])
-    log_s = base[..., None] + correction
+    skew = np.clip(most - np.log(equal), 0.0, _SKEWS[-1])
+    correction, half_width = interpolate((few, loads, _SKEWS), coarse, [np.log(active), np.log(equal), skew])
+    predicted = base + correction
+    log_s = predicted
     for axis in range(3):
         log_s = rising(log_s, axis)
-    return Curve(first_s=float(first_s), axes=(few, extra, most), log_s=log_s, half_width=half_width)
+    half_width += np.abs(log_s - predicted)
+    return Curve(first_s=float(first_s), axes=(few, others, most), log_s=log_s, half_width=half_width)
 
 
 def rising(values: FloatArray, axis: int) -> FloatArray:

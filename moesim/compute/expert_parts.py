@@ -8,6 +8,7 @@ A skewed load is priced as the equally loaded one of the same (active, work), co
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -26,7 +27,7 @@ from moesim.compute.common import (
 from moesim.compute.loads import balanced_load, power_law_loads
 from moesim.cost import FloatArray
 from moesim.errors import MoesimError, choice
-from moesim.profile import DataSheet, Fit, Profile, Table, fit
+from moesim.profile import DataSheet, Fit, Measured, Profile, Table, fit
 from moesim.profile.fitting import Kernel
 
 DEFAULT_KERNEL: Final = "moe_torch_flow_cutlass"  # its time falls with EP as a rank's tokens do
@@ -37,7 +38,9 @@ DEFAULT_KERNELS: Final = {  # (gpu, dtype) where that kernel was not measured
     ("A100", "int4"): "sglang_marlin_moe",
 }
 # chosen by leaving one model out at a time on H200, H100 and A100; factors of 1.5 change little
-KERNEL: Final = Kernel(scales=(1.5, 6.0, 2.0, 6.0, 6.0, 6.0, 4.0), signal=0.3, noise=0.05)
+KERNEL: Final = Kernel(
+    scales=(1.5, 6.0, 2.0, 6.0, 6.0, 6.0, 4.0), signal=0.3, noise=0.05, jump=0.1, shape=(3, 4, 5)
+)  # the jump by leaving models out on H100 and A100; H200 judges it
 REACH: Final = 4.0  # times the smallest and largest hidden size and width of a table
 TOKENS_REACH: Final = 8.0
 _TILE: Final = 64  # widths are padded to it
@@ -129,33 +132,60 @@ def _training_row(rows: Table, i: int, gpu: DataSheet) -> tuple[FloatArray, Floa
         hidden=int(n["hidden"]), ffn=int(n["ffn"] / n["tp"]), gated=bool(n["gated"]),
         dtype=str(rows.text["dtype"][i]), local=int(n["experts"] / n["ep"]),
     )  # fmt: skip
-    loads = row_loads(n, str(rows.text["load"][i]))
+    stated = rows.text.get("tokens_per_expert")
+    loads = row_loads(n, str(rows.text["load"][i]), "" if stated is None else str(stated[i]))
     active = np.minimum(loads, 1.0).sum(axis=-1).mean()
     equal = equal_load(gpu, shape, tau_s(gpu, shape, loads).sum(axis=-1).mean() / active)
     skew = np.maximum(np.log(loads.max(axis=-1).mean() / equal), 0.0)
     return parts(gpu, shape, np.asarray(active), equal), features(gpu, shape, np.asarray(active), equal, skew)
 
 
-def row_loads(n: dict[str, float], load: str) -> FloatArray:
-    """tokens[draw, local expert] of a row with tokens, experts, top_k, ep."""
+def row_loads(n: dict[str, float], load: str, stated: str = "") -> FloatArray:
+    """tokens[draw, local expert] of a row with tokens, experts, top_k, ep; ``stated`` (12;0;3) replaces the draw."""
+    if stated:
+        return _stated_load(stated, int(n["experts"] / n["ep"]))
     tokens, experts, top_k, ep = (int(n[name]) for name in ("tokens", "experts", "top_k", "ep"))
     if load == "balanced":
         return balanced_load(tokens, experts, top_k, ep)[None]
     if not load.startswith("power-law:"):
-        raise choice("load", load, ["balanced", "power-law:1.2"])
+        raise MoesimError(
+            f"load {load!r}: only balanced and power-law:A can be drawn; state the row's tokens_per_expert (12;0;3)"
+        )
     rng = np.random.default_rng([tokens, experts, top_k, ep])  # the same row, the same draw
     return power_law_loads(tokens, (experts, top_k, ep), float(load.split(":")[1]), _DRAWS, rng)
 
 
+def _stated_load(stated: str, local: int) -> FloatArray:
+    try:
+        load = np.array([float(cell) for cell in stated.split(";")])
+    except ValueError:
+        load = np.array([-1.0])
+    if load.size != local or not ((load >= 0.0) & (load < np.inf)).all() or not load.any():
+        raise MoesimError(
+            f"tokens_per_expert {stated!r}: give {local} numbers, one for each expert of the rank, not all zero: 12;0;3"
+        )
+    return load[None]
+
+
 def fitted(profile: Profile, source: Source) -> Fit:
     """The family of a source, fitted once."""
-    key = ("expert_fit", source.measured.gpu.name, source.dtype, source.kernel)
+    key = fit_key(source)
     if key not in profile.memo:
         rows = source.measured.table.select(kernel=source.kernel, dtype=source.dtype)
         built, shapes = training(rows, source.measured.gpu)
-        profile.memo[key] = fit(built, shapes, rows.time_s, rows.text["model"], KERNEL)
+        profile.memo[key] = fit_rows(rows, built, shapes)
     found: Fit = profile.memo[key]
     return found
+
+
+def fit_key(source: Source) -> tuple[str, Path, str, str]:
+    """Where a profile remembers the family of a source."""
+    return "expert_fit", source.measured.table.path, source.dtype, source.kernel
+
+
+def fit_rows(rows: Table, built: FloatArray, shapes: FloatArray) -> Fit:
+    """The family of ``rows`` of one kernel and dtype; ``built`` and ``shapes`` are their ``training``."""
+    return fit(built, shapes, rows.time_s, rows.text["model"], KERNEL)
 
 
 def choose_source(profile: Profile, dtype: str, kernel: str | None, hidden: int, ffn: int) -> Source:
@@ -178,7 +208,7 @@ def _sources(profile: Profile, dtype: str, kernel: str | None) -> list[Source]:
     for number, wanted in enumerate(candidates(dtype)):
         extra = OTHER_DTYPE_ERROR if number else 0.0
         for measured in profile.tables["expert_ffn"]:
-            name = kernel or DEFAULT_KERNELS.get((measured.gpu.name, wanted), DEFAULT_KERNEL)
+            name = kernel or _default_kernel(measured, wanted)
             if name in kernels(measured, wanted):
                 error = measured.carried_error + extra
                 found.append(Source(measured=measured, dtype=wanted, kernel=name, error=error))
@@ -186,6 +216,13 @@ def _sources(profile: Profile, dtype: str, kernel: str | None) -> list[Source]:
         known = {str(name) for m in profile.tables["expert_ffn"] for name in m.table.text["kernel"].tolist()}
         raise choice("expert kernel", kernel, sorted(known))
     return found
+
+
+def _default_kernel(measured: Measured, dtype: str) -> str:
+    """The preferred kernel; in a table without it, the one with most rows of the dtype."""
+    preferred = DEFAULT_KERNELS.get((measured.gpu.name, dtype), DEFAULT_KERNEL)
+    names, rows = np.unique(measured.table.select(dtype=dtype).text["kernel"], return_counts=True)
+    return preferred if preferred in names or not names.size else str(names[rows.argmax()])
 
 
 def tokens_reach(source: Source) -> float:

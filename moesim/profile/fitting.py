@@ -4,7 +4,8 @@
 
 The parts are closed-form seconds (arithmetic, bytes, launches) of a GPU's data sheet; their coefficients are
 least squares of the relative error. The correction is a Gaussian process over logs of the shape: beyond the
-table its edge holds and the band opens. The width of the band comes from leaving whole groups of rows (a
+table its edge holds and the band opens. It opens as well at a shape that no row has (``Kernel.jump``): tuned
+kernels jump between shapes that are close. The width of the band comes from leaving whole groups of rows (a
 model, a matrix) out of the correction. Nothing is fitted per row.
 """
 
@@ -18,7 +19,8 @@ from moesim.cost import FloatArray
 
 OUTSIDE: Final = 0.1  # added half-width of the band per e-fold beyond the table, per feature
 _NORMAL: Final = 1.64  # 90 % of a normal distribution
-_COVERED: Final = 0.95  # above 0.9: the coefficients have seen the rows left out, and the next model has not
+_COVERED: Final = 0.94  # above 0.9: the coefficients have seen the rows left out, and the next model has not
+_SAME_SHAPE: Final = 0.3  # e-folds over which one shape's jump is another's
 _LONE_GROUP: Final = 2.0 * _NORMAL  # no group can be left out: half the confidence
 
 
@@ -28,6 +30,8 @@ class Kernel(NamedTuple):
     scales: tuple[float, ...]  # length scale of each feature
     signal: float  # standard deviation of the correction over shapes
     noise: float  # of a repeated measurement
+    jump: float = 0.0  # standard deviation that a shape without rows adds to the band
+    shape: tuple[int, ...] = ()  # the features that make a shape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,6 +46,7 @@ class Fit:
     mean: float
     low: FloatArray  # [feature], range of the measurements
     high: FloatArray
+    shapes: FloatArray  # [shape, feature of a shape], those that have rows
     band: float  # half-width of the 90 % band in predicted standard deviations
 
     def base_s(self, parts: FloatArray) -> FloatArray:
@@ -55,6 +60,7 @@ class Fit:
         cross = covariance(flat, self.x, self.kernel)
         explained = ((cross @ self.inverse) * cross).sum(axis=-1)
         variance = np.maximum(self.kernel.signal**2 - explained, 0.0) + self.kernel.noise**2
+        variance += jumps(features.reshape(-1, features.shape[-1]), self.shapes, self.kernel)
         beyond = np.abs(features - inside).sum(axis=-1)
         shape = features.shape[:-1]
         mean = (self.mean + cross @ self.alpha).reshape(shape)
@@ -81,11 +87,12 @@ def fit(parts: FloatArray, features: FloatArray, time_s: FloatArray, groups: NDA
         mean=mean,
         low=features.min(axis=0),
         high=features.max(axis=0),
-        band=_band(inverse, alpha, groups),
+        shapes=_shapes(features, kernel),
+        band=_band(inverse, alpha, features, groups, kernel),
     )
 
 
-def _band(inverse: FloatArray, alpha: FloatArray, groups: NDArray[Any]) -> float:
+def _band(inverse: FloatArray, alpha: FloatArray, features: FloatArray, groups: NDArray[Any], kernel: Kernel) -> float:
     """The width, in standard deviations, that holds 9 of 10 rows of groups left out (closed form)."""
     names = np.unique(groups)
     if names.size < 2:
@@ -94,8 +101,23 @@ def _band(inverse: FloatArray, alpha: FloatArray, groups: NDArray[Any]) -> float
     for name in names:
         rows = np.flatnonzero(groups == name)
         block = np.linalg.inv(inverse[np.ix_(rows, rows)])  # predictive covariance of the rows left out
-        scores.append(np.abs(block @ alpha[rows]) / np.sqrt(np.diag(block)))
+        others = _shapes(features[groups != name], kernel)
+        variance = np.diag(block) + jumps(features[rows], others, kernel)
+        scores.append(np.abs(block @ alpha[rows]) / np.sqrt(variance))
     return float(np.quantile(np.concatenate(scores), _COVERED))
+
+
+def _shapes(features: FloatArray, kernel: Kernel) -> FloatArray:
+    return np.unique(features[:, list(kernel.shape)], axis=0)
+
+
+def jumps(features: FloatArray, shapes: FloatArray, kernel: Kernel) -> FloatArray:
+    """Variance that ``features[point, feature]`` add for being of none of ``shapes``."""
+    if not kernel.jump:
+        return np.zeros(len(features))
+    apart = features[:, None, list(kernel.shape)] - shapes
+    nearest = np.sqrt((apart**2).sum(axis=-1)).min(axis=1)
+    return np.asarray(kernel.jump**2 * -np.expm1(-nearest / _SAME_SHAPE))
 
 
 def non_negative(ratio: FloatArray) -> FloatArray:

@@ -1,7 +1,8 @@
 """Kernel times on shapes that no profile holds: predicted against measured.
 
 Without a folder: ``hardware_profiles/<gpu>/held_out_expert_ffn.csv``, whole models that the fit never saw.
-With one: its ``kernel_moe_*.csv``, ``kernel_gemm_*.csv`` and ``kernel_attention_*.csv`` (docs/validation.md).
+With one: its ``kernel_moe_*.csv``, ``kernel_gemm_*.csv`` and ``kernel_attention_*.csv`` (docs/validation.md), and
+once more every expert row that can be judged, predicted from the other models of its own table (leave_out).
 Rows that a profile holds, that cannot be what they say or that measure something else are skipped, with the
 reason.
 """
@@ -20,6 +21,7 @@ from moesim.profile import load_profile, shipped_folder
 from moesim.profile.table import COLUMNS as TABLE_COLUMNS
 from moesim.units import US
 from moesim.validate.kernel_rows import attention_rows, expert_rows, gemm_rows
+from moesim.validate.leave_out import leave_one_model_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,8 @@ Row = Mapping[str, Any]
 COLUMNS: Final = (
     "group", "case", "measured", "predicted", "low", "high", "unit", "skipped", "source", "headline",
 )  # fmt: skip
+LEFT_OUT: Final = "leave-one-model-out"
+IN_PROFILE: Final = "in the profile"
 _NEEDED: Final = {
     "expert_ffn": "source gpu kernel dtype model_hint num_tokens hidden inter num_experts topk ep tp "
     "distribution measured_scope latency_us",
@@ -53,6 +57,8 @@ def judge(data: Path | None) -> "pd.DataFrame":
     for operation in _FILES:
         rows = _shipped(operation) if data is None else _folder(data, operation)
         lines += [_judged(operation, row) for row in rows.to_dict("records")]
+        if data is not None and operation == "expert_ffn" and not rows.empty:
+            lines += _left_out(rows)
     return pd.DataFrame(lines, columns=list(COLUMNS)).sort_values(["group", "case"], ignore_index=True)
 
 
@@ -80,6 +86,25 @@ def _judged(operation: str, row: Mapping[Any, Any]) -> dict[str, object]:
         "low": mean["low"],
         "high": mean["high"],
         "headline": cost.basis is not ESTIMATED,
+    }
+
+
+def _left_out(rows: "pd.DataFrame") -> list[dict[str, object]]:
+    """The folder's rows, each predicted without those of its model; not of the headline."""
+    usable = rows[rows["skipped"].isin(["", IN_PROFILE])]
+    return [_left_out_line(row) for row in leave_one_model_out(usable).to_dict("records")]
+
+
+def _left_out_line(row: Mapping[Any, Any]) -> dict[str, object]:
+    return {
+        "group": f"{LEFT_OUT} {row['gpu']} {row['kernel']} {row['dtype']}",
+        "case": _CASE["expert_ffn"](row),
+        "measured": float(row["time_us"]),
+        **{name: row[name] for name in ("predicted", "low", "high")},
+        "unit": "us",
+        "skipped": row["refused"],
+        "source": row["source"],
+        "headline": False,
     }
 
 
@@ -163,7 +188,7 @@ def _file(path: Path, operation: str) -> "pd.DataFrame":
     rows = _READ[operation](raw)
     unknown = ~rows["gpu"].isin(list(GPUS))
     no_dtype = rows["dtype"].isna()
-    reason = rows["skipped"].mask(_kept(rows, operation), "in the profile")
+    reason = rows["skipped"].mask(_kept(rows, operation), IN_PROFILE)
     reason = reason.mask(no_dtype, "a dtype that moesim does not know")
     return rows.assign(skipped=reason.mask(unknown, "no preset describes a " + rows["gpu"]))
 
