@@ -72,6 +72,14 @@ def find_machine(device: str, name: str | None) -> Machine:
     return _gpu(torch.cuda.get_device_properties(0), name, torch.cuda.device_count())
 
 
+def this_device() -> str:
+    """``cuda`` where torch finds a GPU, else ``cpu``."""
+    require_torch()
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def require_torch() -> None:
     """Refuse to measure without torch."""
     if installed("torch") == "":

@@ -42,14 +42,10 @@ def judge(data: Path | None) -> "pd.DataFrame":
 
 def _own_profile() -> Profile:
     """The measured profile of this machine's device."""
-    try:
-        import torch
-    except ImportError:
-        raise MoesimError("validate --group live runs a layer: pip install 'moesim[calibrate]' first") from None
-    from moesim.calibrate.machine import find_machine
+    from moesim.calibrate.machine import find_machine, this_device
     from moesim.cluster import Gpu
 
-    machine = find_machine("cuda" if torch.cuda.is_available() else "cpu", None)
+    machine = find_machine(this_device(), None)
     gpu = Gpu(
         name=machine.name, architecture=machine.architecture, memory_bytes=machine.memory_bytes,
         memory_bytes_per_s=machine.memory_bytes_per_s or 1.0, flops=machine.flops or {"bf16": 1.0},
