@@ -1,4 +1,4 @@
-"""The study of the kernels' speed is ready for a GPU: its cases, its candidates, its summary, its refusal without one."""
+"""The study of the kernels' speed is ready for a GPU: cases, candidates, summary, a refusal without one."""
 
 import math
 import subprocess
@@ -23,11 +23,12 @@ def study(monkeypatch):
 
 
 def test_rows_of_a_table_become_cases_of_one_gpu(study, tmp_path):
+    shape = {"model_hint": "M", "hidden": 64, "inter": 128, "num_experts": 4, "topk": 2, "num_tokens": 8, "tp": 2}
+    kinds = ("a", 1, "balanced"), ("b", 1, "balanced"), ("a", 2, "balanced"), ("a", 1, "power_law")
     rows = [
-        {"model_hint": "M", "hidden": 64, "inter": 128, "num_experts": 4, "topk": 2, "num_tokens": 8, "latency_us": 50.0,
-         "kernel": kernel, "ep": ep, "tp": 2, "distribution": load}
-        for kernel, ep, load in (("a", 1, "balanced"), ("b", 1, "balanced"), ("a", 2, "balanced"), ("a", 1, "power_law"))
-    ]  # fmt: skip
+        {**shape, "latency_us": 50.0, **dict(zip(("kernel", "ep", "distribution"), kind, strict=True))}
+        for kind in kinds
+    ]
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
     assert study.cases(tmp_path / "rows.csv", "a") == [study.Case("M", 64, 64, 4, 2, 8, 50.0)]
 
