@@ -61,7 +61,8 @@ def test_code_tables_licence_and_notice_are_inside(installed):
     inside = installed / "moesim"
     for pattern in ("*.py", "*.csv"):
         shipped = {name for name in below(inside, pattern) if not name.startswith("hardware_profiles")}
-        assert shipped == below(ROOT / "moesim", pattern)
+        kernels = {f"kernels/{name}" for name in below(ROOT / "kernels", pattern)}  # in place of the file kernels.py
+        assert shipped == below(ROOT / "moesim", pattern) - {"kernels.py"} | kernels
     for pattern in ("*.csv", "*.json"):
         assert below(inside / "hardware_profiles", pattern) == below(ROOT / "hardware_profiles", pattern)
     licences = {path.name for path in installed.glob("*.dist-info/licenses/*")}
@@ -76,7 +77,7 @@ def test_an_installed_moesim_finds_its_own_tables_from_any_directory(installed, 
     code = (
         "from moesim.cluster import GPUS; from moesim.profile import load_profile; "
         "profile = load_profile(GPUS['H200']); "
-        "print(profile.folder); print(profile.tables['expert_ffn'][0].table.rows)"
+        "print(profile.folders[-1]); print(profile.tables['expert_ffn'][0].table.rows)"
     )
     folder, rows = python("-c", code).splitlines()
     assert Path(folder) == installed / "moesim" / "hardware_profiles"
@@ -95,3 +96,23 @@ def test_an_installed_moesim_plans(python):
         python("-m", "moesim", "plan", "olmoe-1b-7b", "-c", "dgx-h200", "-w", "decode", "--top", "1", "--json")
     )
     assert document["configurations"][0]["rank"] == 1
+
+
+# What a machine with only torch, triton and numpy lacks.
+BLOCKED = "pandas simpy pydantic click rich yaml networkx matplotlib"
+WITHOUT = (
+    "import sys; sys.modules.update(dict.fromkeys({blocked!r}.split())); "
+    "from moesim.calibrate import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def test_calibration_needs_only_torch_triton_and_numpy(python, tmp_path):
+    blocked = WITHOUT.format(blocked=BLOCKED)
+    assert "--budget SECONDS" in python("-c", blocked, "--help")
+    arguments = ("--device", "cpu", "--quick", "--only", "launch,kernels", "--json")
+    document = json.loads(python("-c", blocked, *arguments, "--out", str(tmp_path)))
+    assert document["left"] == document["skipped"] == 0
+    assert document["measured"] == 2 + 3 + 6
+    tables = json.loads((Path(document["folder"]) / "meta.json").read_text())["tables"]
+    assert set(tables) == {"launch", "kernels"}
+    assert "--device {cuda,cpu}" in python("-m", "moesim.calibrate", "--help")
