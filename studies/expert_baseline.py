@@ -7,8 +7,10 @@ the same rows of the other models of its GPU, kernel and dtype:
     boosting   scikit-learn's HistGradientBoostingRegressor: log of time over roofline, from logs of the roofline
                times, of the load and of the shape
 
-Once without the rows that cannot be what they say (moesim.validate.kernel_rows), once with them. Expected:
-moesim ahead in median and 90th percentile, most at the latter. Needs scikit-learn:
+Once without the rows that cannot be what they say (moesim.validate.kernel_rows), once with them. Found on the
+tables of aiconfigurator-core 0.12.0: moesim ahead in most large families, most at the 90th percentile; behind on
+kernels whose tuned times jump between shapes (SGLang bf16, vLLM's CUTLASS fp8, several on A100). Needs
+scikit-learn; minutes:
 
     python studies/expert_baseline.py FOLDER --out studies/results
 """
