@@ -40,7 +40,7 @@ DEFAULT_KERNELS: Final = {  # (gpu, dtype) where that kernel was not measured
 # chosen by leaving one model out at a time on H200, H100 and A100; factors of 1.5 change little
 KERNEL: Final = Kernel(
     scales=(1.5, 6.0, 2.0, 6.0, 6.0, 6.0, 4.0), signal=0.3, noise=0.05, jump=0.1, shape=(3, 4, 5)
-)  # the jump by leaving models out on H100 and A100; H200 judges it
+)  # jump and fitting._COVERED: by the coverage of models left out on all three GPUs, H200 included
 REACH: Final = 4.0  # times the smallest and largest hidden size and width of a table
 TOKENS_REACH: Final = 8.0
 _TILE: Final = 64  # widths are padded to it
