@@ -159,8 +159,17 @@ class FakeCuda:
                 fake.replays += 1
                 fake.now_ms += self.length
 
-        for name, value in (("Event", Event), ("CUDAGraph", Graph), ("synchronize", lambda: None)):
+        self.emptied = 0
+        self.free = 10
+        fakes = {
+            "Event": Event, "CUDAGraph": Graph, "synchronize": lambda: None, "empty_cache": self.empty,
+            "mem_get_info": lambda: (fake.free, 10),
+        }  # fmt: skip
+        for name, value in fakes.items():
             monkeypatch.setattr(torch.cuda, name, value)
+
+    def empty(self):
+        self.emptied += 1
 
     def call(self):
         self.calls += 1
@@ -175,6 +184,14 @@ def test_a_gpu_timing_replays_a_graph_of_all_variants(monkeypatch, variants):
     assert timer.events_used == 0
     assert fake.replays == (10 if variants > 1 else 20) + 1
     assert fake.calls == 3 * variants  # once to compile, once to estimate, once captured
+
+
+@pytest.mark.parametrize(("free", "emptied"), [(10, 0), (4, 1)])
+def test_memory_is_given_back_before_a_capture_that_may_need_it(monkeypatch, free, emptied):
+    fake = FakeCuda(monkeypatch, refuses=False)
+    fake.free = free
+    CudaTimer()([fake.call])
+    assert fake.emptied == emptied
 
 
 def test_what_cannot_be_captured_is_timed_by_events_and_counted(monkeypatch):

@@ -11,7 +11,7 @@ from moesim.calibrate.machine import PROCESSES
 from moesim.calibrate.points import Point
 from moesim.calibrate.shapes import CPU_SHAPES, Shape
 
-_QUICK_SHAPES: Final = CPU_SHAPES[:3]
+_QUICK_SHAPES: Final = CPU_SHAPES[:5]
 _TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _QUICK_TOKENS: Final = (1, 8, 64, 256)
 _GEMM: Final = ((512, 512), (1024, 1024), (2048, 512), (512, 2048), (2048, 1024), (1024, 4096), (4096, 1024))  # (n, k)
@@ -28,7 +28,7 @@ def cpu_points() -> Iterator[Point]:
     for place, (n, k) in enumerate(_GEMM):
         for m in (1, 4, 16, 64, 256, 1024):
             values = ("torch_matmul", "bf16", m, n, k)
-            yield Point("gemm", values, 0 if place < 4 and m in (1, 16, 256) else 1, "gemm")
+            yield Point("gemm", values, 0 if place < 5 and m in (1, 16, 256) else 1, "gemm")
     yield from _attention()
     for power in range(12, 27, 2):
         yield Point("copies", ("device_to_device", 2**power), 0 if power in (12, 20, 26) else 1, "copies")

@@ -115,6 +115,9 @@ def _captured(calls: Sequence[Call]) -> Any:
     """The calls as a CUDA graph, or None where they cannot be captured."""
     import torch
 
+    free, total = torch.cuda.mem_get_info()
+    if free < total / 2:
+        torch.cuda.empty_cache()  # nothing can be given back in the middle of a capture
     graph = torch.cuda.CUDAGraph()
     gc.disable()  # a tensor freed by the collector in the middle of a capture would break it
     try:
