@@ -157,3 +157,68 @@ def test_live_ranks_is_the_same_layer_as_on_one_rank(tmp_path):
         assert torch.equal(layer.layer(), expected)
     finally:
         dist.destroy_process_group()
+
+
+class TwoStreams:
+    """A main and a side stream without a GPU: each has a clock in ms, events read the current one's."""
+
+    def __init__(self, monkeypatch):
+        self.now_ms, self.current = {"main": 0.0, "side": 0.0}, "main"
+        clocks = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                self.at_ms = 0.0
+
+            def record(self):
+                self.at_ms = clocks.now_ms[clocks.current]
+
+            def elapsed_time(self, other):
+                return other.at_ms - self.at_ms
+
+        class OnSide:
+            def __init__(self, stream):
+                pass
+
+            def __enter__(self):
+                clocks.current = "side"
+
+            def __exit__(self, *_):
+                clocks.current = "main"
+
+        fakes = {
+            "Event": Event, "Stream": lambda: None, "stream": OnSide, "synchronize": self.meet,
+            "_sleep": lambda cycles: self.spend(1.0),
+        }  # fmt: skip
+        for name, value in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def meet(self):
+        self.now_ms = dict.fromkeys(self.now_ms, max(self.now_ms.values()))
+
+    def spend(self, ms):
+        self.now_ms[self.current] += ms
+
+
+def test_a_sample_counts_only_when_the_copy_outlasts_the_kernel_beside_it(monkeypatch):
+    streams = TwoStreams(monkeypatch)
+    rounds = []
+
+    def hold(times):
+        rounds.append(times)
+        streams.spend(2.0 * times)
+
+    found = interference.samples(lambda: streams.spend(3.0), hold)
+    assert found == [pytest.approx(3e-3)] * 10
+    assert rounds == [1, 2, 4, *[8] * 10]  # 1 ms of waiting and 4 kernels of 3 ms: 16 ms are enough
+
+
+def test_a_copy_that_never_lasts_is_no_measurement(monkeypatch):
+    streams = TwoStreams(monkeypatch)
+    with pytest.raises(SkipError, match="the copy always ended before the kernel beside it"):
+        interference.samples(lambda: streams.spend(3.0), lambda times: None)
+
+
+def test_a_kernel_alone_is_timed_without_a_copy(monkeypatch):
+    streams = TwoStreams(monkeypatch)
+    assert interference.samples(lambda: streams.spend(3.0), None) == [pytest.approx(3e-3)] * 10
