@@ -17,9 +17,9 @@ import triton.language as tl
 
 from .common import DOT_IN_FP32, Work, divide_up, relative_error
 from .sort import Sorted
+from .tiles import BLOCKS
 
-SPAN: Final = 128
-GROUP: Final = 32
+SPAN, GROUP = 128, 32
 
 
 class Int4(NamedTuple):
@@ -39,6 +39,7 @@ class Ternary(NamedTuple):
 
 
 LowBit = Int4 | Ternary
+ACTIVATIONS: Final = ("none", "swiglu", "relu", "gelu")
 
 
 def _pack(codes_ENK: torch.Tensor, bits: int) -> torch.Tensor:
@@ -54,10 +55,9 @@ def _pack(codes_ENK: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """The codes [E, N, spans * 128] uint8 of packed bytes."""
-    experts, n, size = packed.shape
-    tiles = packed.reshape(experts, n, size // GROUP, GROUP)
+    tiles = packed.reshape(*packed.shape[:2], -1, GROUP)
     parts = [(tiles >> (bits * i)) & (2**bits - 1) for i in range(8 // bits)]
-    return torch.stack(parts, dim=3).reshape(experts, n, -1)
+    return torch.stack(parts, dim=3).reshape(*packed.shape[:2], -1)
 
 
 def _padded(w_ENK: torch.Tensor) -> torch.Tensor:
@@ -95,9 +95,8 @@ def dequantise(weights: LowBit) -> torch.Tensor:
         codes = unpack(weights.packed, 2)[:, :, : weights.k].float() - 1
         return codes * weights.scales[:, :, None]
     codes = unpack(weights.packed, 4).float() - 8
-    experts, n, size = codes.shape
-    scales = torch.exp2(weights.scales.float() - 127).transpose(1, 2).reshape(experts, n, -1, 1)
-    return (codes.reshape(experts, n, -1, GROUP) * scales).reshape(experts, n, size)[:, :, : weights.k]
+    scales = torch.exp2(weights.scales.float() - 127).transpose(1, 2).reshape(*codes.shape[:2], -1, 1)
+    return (codes.reshape(*scales.shape[:3], GROUP) * scales).reshape(codes.shape)[:, :, : weights.k]
 
 
 def quantisation_error(w_ENK: torch.Tensor, weights: LowBit) -> float:
@@ -108,8 +107,7 @@ def quantisation_error(w_ENK: torch.Tensor, weights: LowBit) -> float:
 def activate(y: torch.Tensor, activation: str) -> torch.Tensor:
     """The activation on [..., N]; swiglu takes gate then up halves to [..., N / 2]."""
     if activation == "swiglu":
-        gate, up = y.chunk(2, dim=-1)
-        return torch.nn.functional.silu(gate) * up
+        return torch.nn.functional.silu(y.chunk(2, dim=-1)[0]) * y.chunk(2, dim=-1)[1]
     return {"none": lambda v: v, "relu": torch.relu, "gelu": torch.nn.functional.gelu}[activation](y)
 
 
@@ -140,8 +138,19 @@ def decode(packed, place, BITS: tl.constexpr):
 
 @triton.jit
 def group_scale(exponents, place):
-    """2^(e - 127) from byte ``place`` of four exponents."""
+    """2^(e - 127) of byte ``place``."""
     return (((exponents >> (8 * place)) & 0xFF) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """float32 in the type that is stored, to the nearest: the interpreter alone would cut bf16 off."""
+    if DOT_IN_FP32 and tl.bfloat16 == DTYPE:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        return bits.to(tl.float32, bitcast=True).to(DTYPE)
+    else:
+        return value.to(DTYPE)
 
 
 @triton.jit
@@ -208,9 +217,7 @@ def _low_bit_kernel(
         x_at = x_ptr + row_M.to(tl.int64)[:, None] * K + tl.arange(0, 32)[None, :]
         w_at = packed_ptr + (expert * rows_w + inside_N)[:, None] * (SPANS * SPAN_BYTES) + tl.arange(0, 32)[None, :]
         scale_at = scales_ptr + expert * SPANS * rows_w + inside_N
-        up_at = (
-            packed_ptr + (expert * rows_w + n + inside_N)[:, None] * (SPANS * SPAN_BYTES) + tl.arange(0, 32)[None, :]
-        )
+        up_at = packed_ptr + (expert * rows_w + n + inside_N)[:, None] * (SPANS * SPAN_BYTES) + tl.arange(0, 32)
         acc_NM = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         up_NM = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
         for span in range(0, SPANS):
@@ -234,7 +241,7 @@ def _low_bit_kernel(
         if WEIGHTED:
             y_MN *= tl.load(row_weight_ptr + row_M, mask=real_M, other=0.0)[:, None]
         y_at = y_ptr + row_M.to(tl.int64)[:, None] * n + column_N[None, :]
-        tl.store(y_at, y_MN.to(y_ptr.dtype.element_ty), mask=(column_N < n)[None, :])
+        tl.store(y_at, rounded(y_MN, y_ptr.dtype.element_ty), mask=(column_N < n)[None, :])
 
 
 def grouped_gemm_low_bit(
@@ -248,11 +255,11 @@ def grouped_gemm_low_bit(
 ) -> torch.Tensor:
     """y [R, N], for swiglu [R, N / 2]: bf16 rows of expert e times its weights; blocks of no expert stay unwritten."""
     rows_w = weights.packed.shape[1]
-    _check(x_RK, weights, order, activation)
-    gated, bits = activation == "swiglu", 4 if isinstance(weights, Int4) else 2
-    n, block = rows_w // 2 if gated else rows_w, order.block
+    check_activation(activation, rows_w)
+    _check(x_RK, weights, order)
+    gated, bits, block = activation == "swiglu", 4 if isinstance(weights, Int4) else 2, order.block
+    n, blocks = rows_w // 2 if gated else rows_w, order.rows // block
     wide = 64 if block <= 32 or (gated and block <= 64) else 128
-    blocks = order.rows // block
     y = torch.empty(order.rows, n, dtype=out_dtype, device=x_RK.device)
     scales = weights.scales.view(torch.int32) if bits == 4 else weights.scales
     _low_bit_kernel[(blocks * divide_up(n, wide),)](
@@ -264,20 +271,20 @@ def grouped_gemm_low_bit(
     return y
 
 
-def _check(x_RK: torch.Tensor, weights: LowBit, order: Sorted, activation: str) -> None:
-    experts, rows_w, _ = weights.packed.shape
-    if activation not in ("none", "swiglu", "relu", "gelu") or (activation == "swiglu" and rows_w % 2):
-        raise ValueError(f"activation {activation!r} on {rows_w} rows: one of none, relu, gelu; swiglu on even rows")
-    if x_RK.dtype != torch.bfloat16 or x_RK.shape[1] != weights.k or x_RK.shape[0] != order.rows:
-        raise ValueError(
-            f"x is {x_RK.dtype} {tuple(x_RK.shape)}: give bfloat16 rows as permute lays them, "
-            f"[{order.rows}, {weights.k}]"
-        )
-    if order.counts_E.shape[0] != experts or order.block not in (16, 32, 64, 128):
-        raise ValueError(
-            f"rows sorted for {order.counts_E.shape[0]} experts in blocks of {order.block}: "
-            f"sort by {experts} experts in blocks of 16, 32, 64 or 128"
-        )
+def check_activation(activation: str, rows_w: int) -> None:
+    """Refuse an unknown activation, and gate and up of unequal rows."""
+    if activation not in ACTIVATIONS or (activation == "swiglu" and rows_w % 2):
+        raise ValueError(f"activation {activation!r} on {rows_w} rows: one of {ACTIVATIONS}, swiglu on even rows")
+
+
+def _check(x_RK: torch.Tensor, weights: LowBit, order: Sorted) -> None:
+    experts = weights.packed.shape[0]
+    if x_RK.dtype != torch.bfloat16 or x_RK.shape != (order.rows, weights.k):
+        wanted = f"give bfloat16 rows as permute lays them, [{order.rows}, {weights.k}]"
+        raise ValueError(f"x is {x_RK.dtype} {tuple(x_RK.shape)}: {wanted}")
+    if order.counts_E.shape[0] != experts or order.block not in BLOCKS:
+        sorted_for = f"{order.counts_E.shape[0]} experts in blocks of {order.block}"
+        raise ValueError(f"rows are sorted for {sorted_for}: sort by {experts} experts in blocks of one of {BLOCKS}")
 
 
 def weight_bytes(n: int, k: int, dtype: str) -> float:

@@ -17,7 +17,20 @@ import triton.language as tl
 
 from .common import Work, divide_up
 from .grouped_gemm import loop_bound
-from .low_bit import Int4, LowBit, Ternary, activate, activated, decode, dequantise, group_scale, load_if, unpack
+from .low_bit import (
+    Int4,
+    LowBit,
+    Ternary,
+    activate,
+    activated,
+    check_activation,
+    decode,
+    dequantise,
+    group_scale,
+    load_if,
+    rounded,
+    unpack,
+)
 
 ZERO_SHARE: Final = 0.885  # of the weights, for which the dictionary is made: QMoE's c2048, base-128 and large-128
 WORDS: Final = 2**16
@@ -190,7 +203,7 @@ def _matvec_kernel(
             if GATED:
                 up_N = _packed_rows(x_at, w_ptr, scales_ptr, expert, n + row_N, rows_w, K, BITS, BLOCK_N)
         y_N = activated(y_N, up_N, ACTIVATION)
-    tl.store(y_ptr + copy * n + column_N, y_N.to(y_ptr.dtype.element_ty), mask=column_N < n)
+    tl.store(y_ptr + copy * n + column_N, rounded(y_N, y_ptr.dtype.element_ty), mask=column_N < n)
 
 
 def matvec_low_bit(
@@ -200,8 +213,7 @@ def matvec_low_bit(
     tokens, copies, rows_w = x_SK.shape[0], experts_C.shape[0], weights.scales.shape[1]
     if isinstance(weights, Int4):
         rows_w = weights.packed.shape[1]
-    if activation not in ("none", "swiglu", "relu", "gelu") or (activation == "swiglu" and rows_w % 2):
-        raise ValueError(f"activation {activation!r} on {rows_w} rows: one of none, relu, gelu; swiglu on even rows")
+    check_activation(activation, rows_w)
     if x_SK.dtype != torch.bfloat16 or x_SK.shape[1] != weights.k or not tokens or copies % tokens:
         raise ValueError(
             f"x is {x_SK.dtype} {tuple(x_SK.shape)} for {copies} copies: "
