@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .common import DOT_IN_FP32, Work, divide_up
-from .grouped_gemm import grouped_gemm_cost, loop_bound
-from .low_bit import rounded, tile_of_program
+from .common import DOT_IN_FP32, Work, divide_up, loop_bound, rounded
+from .grouped_gemm import grouped_gemm_cost
+from .low_bit import tile_of_program
 from .sort import Sorted
 from .tiles import Tile, has_tma, tile_for
 

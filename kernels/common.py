@@ -4,6 +4,7 @@ import os
 from typing import Final, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
@@ -37,3 +38,23 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | 
 def divide_up(a: int, b: int) -> int:
     """ceil(a / b)."""
     return -(-a // b)
+
+
+@triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """float32 in the type that is stored, to the nearest: the interpreter alone would cut bf16 off."""
+    if DOT_IN_FP32 and tl.bfloat16 == DTYPE:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        return bits.to(tl.float32, bitcast=True).to(DTYPE)
+    else:
+        return value.to(DTYPE)
+
+
+@triton.jit
+def loop_bound(bound):
+    """The bound of a loop that the launch or the device's memory gives; the interpreter wants a Python integer."""
+    if DOT_IN_FP32:
+        return bound.handle.data.item()
+    else:
+        return bound

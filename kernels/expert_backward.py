@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 
 from .backward import grouped_dgrad, grouped_dgrad_cost, grouped_wgrad, grouped_wgrad_cost
-from .common import INTERPRETED, Work, divide_up
-from .grouped_gemm import grouped_gemm, loop_bound
-from .low_bit import activate, activated, rounded
+from .common import Work, divide_up, loop_bound, rounded
+from .grouped_gemm import grouped_gemm
+from .low_bit import activate, activated
 from .permute import permute, permute_cost, unpermute, unpermute_cost
 from .sort import Sorted, sort_by_expert
 from .tiles import block_for
@@ -135,13 +135,6 @@ def activation_backward(saved: Saved, da_RF: torch.Tensor) -> tuple[torch.Tensor
     return dh, wa, dweights
 
 
-def _times(x_RK: torch.Tensor, w_ENK: torch.Tensor, order: Sorted) -> torch.Tensor:
-    """The grouped GEMM in bf16; torch rounds for the interpreter, which would cut off."""
-    if INTERPRETED:
-        return grouped_gemm(x_RK, w_ENK, order, out_dtype=torch.float32).bfloat16()
-    return grouped_gemm(x_RK, w_ENK, order)
-
-
 def expert_ffn_forward(
     x_TH: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, experts_TK: torch.Tensor, weights_TK: torch.Tensor,
     activation: str = "swiglu",
@@ -149,8 +142,8 @@ def expert_ffn_forward(
     """y_TH bf16, and what its gradient needs; choices outside [0, E) are another rank's."""
     order = sort_by_expert(experts_TK, len(w13), block_for(experts_TK.numel() / len(w13), "bf16"))
     x_RH = permute(x_TH, order)
-    h_RN = _times(x_RH, w13, order)
-    y_RH = _times(activation_forward(h_RN, order, activation), w2, order)
+    h_RN = grouped_gemm(x_RH, w13, order)
+    y_RH = grouped_gemm(activation_forward(h_RN, order, activation), w2, order)
     saved = Saved(x_RH, h_RN, w13, w2, weights_TK.contiguous(), order, activation)
     return unpermute(y_RH, order, weights_TK), saved
 

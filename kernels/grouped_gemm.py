@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .common import DOT_IN_FP32, Work, divide_up
+from .common import DOT_IN_FP32, Work, divide_up, loop_bound, rounded
 from .fp8 import GROUP, dequantise_fp8_blocks, dequantise_fp8_rows
 from .permute import Sorted
 from .tiles import Tile, block_for, capability, has_tma, multiprocessors, tile_for
@@ -47,15 +47,6 @@ def grouped_gemm_reference(
         else:
             y_RN[start : start + count] = ACTIVATIONS[activation](product)
     return y_RN if row_weight_R is None else y_RN * row_weight_R.double()[:, None]
-
-
-@triton.jit
-def loop_bound(bound):
-    """The bound of a loop that the launch or the device's memory gives; the interpreter wants a Python integer."""
-    if DOT_IN_FP32:
-        return bound.handle.data.item()
-    else:
-        return bound
 
 
 @triton.jit
@@ -156,7 +147,7 @@ def _tile(
     if row_weight is not None:
         result *= tl.load(row_weight + rows)[:, None].to(tl.float32)
     cols = col0 + tl.arange(0, BLOCK_N)
-    tl.store(y + rows[:, None] * n + cols[None, :], result.to(y.dtype.element_ty), mask=(cols < n)[None, :])
+    tl.store(y + rows[:, None] * n + cols[None, :], rounded(result, y.dtype.element_ty), mask=(cols < n)[None, :])
 
 
 @triton.jit(do_not_specialize=["experts", "w_groups"])

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import DOT_IN_FP32, Work, divide_up, relative_error
+from .common import DOT_IN_FP32, Work, divide_up, relative_error, rounded
 from .sort import Sorted
 from .tiles import BLOCKS
 
@@ -140,17 +140,6 @@ def decode(packed, place, BITS: tl.constexpr):
 def group_scale(exponents, place):
     """2^(e - 127) of byte ``place``."""
     return (((exponents >> (8 * place)) & 0xFF) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def rounded(value, DTYPE: tl.constexpr):
-    """float32 in the type that is stored, to the nearest: the interpreter alone would cut bf16 off."""
-    if DOT_IN_FP32 and tl.bfloat16 == DTYPE:
-        bits = value.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        return bits.to(tl.float32, bitcast=True).to(DTYPE)
-    else:
-        return value.to(DTYPE)
 
 
 @triton.jit

@@ -15,8 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import Work, divide_up
-from .grouped_gemm import loop_bound
+from .common import Work, divide_up, loop_bound, rounded
 from .low_bit import (
     Int4,
     LowBit,
@@ -28,7 +27,6 @@ from .low_bit import (
     dequantise,
     group_scale,
     load_if,
-    rounded,
     unpack,
 )
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import Work, divide_up
+from .common import Work, divide_up, rounded
 from .sort import Sorted, sort_by_expert, sort_by_expert_reference, sort_cost
 
 __all__ = [
@@ -99,7 +99,7 @@ def _unpermute_kernel(
             total += y.to(tl.float32) * tl.load(weights_ptr + token * TOP_K + k).to(tl.float32)
         else:
             total += y.to(tl.float32)
-    y_TH = total.to(y_TH_ptr.dtype.element_ty)
+    y_TH = rounded(total, y_TH_ptr.dtype.element_ty)
     tl.store(y_TH_ptr + token.to(tl.int64) * hidden + cols, y_TH, mask=cols < hidden)
 
 
@@ -123,7 +123,7 @@ def _unpermute_backward_kernel(
             inside = (row >= 0)[:, None] & (cols < HIDDEN)[None, :]
             y = tl.load(y_RH_ptr + at, mask=inside, other=0.0)
             dot += y.to(tl.float32) * dy.to(tl.float32)[None, :]
-            dy_KH = (weight[:, None] * dy.to(tl.float32)[None, :]).to(dy_RH_ptr.dtype.element_ty)
+            dy_KH = rounded(weight[:, None] * dy.to(tl.float32)[None, :], dy_RH_ptr.dtype.element_ty)
             tl.store(dy_RH_ptr + at, dy_KH, mask=inside)
         tl.store(dweights_ptr + program * TOP_K + k, tl.sum(dot, axis=1), mask=k < TOP_K)
     else:

@@ -5,5 +5,11 @@ They live in the folder ``kernels/`` at the top of the repository; a wheel carri
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
+
 
 __path__ = [str(Path(__file__).resolve().parent.parent / "kernels")]

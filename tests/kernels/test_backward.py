@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moesim.kernels.common import relative_error
-from moesim.kernels.sort import Sorted, sort_by_expert
 
 from moesim.kernels import backward
+from moesim.kernels.common import relative_error
+from moesim.kernels.sort import Sorted, sort_by_expert
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HOT = torch.tensor([[2]] * 70)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moesim.kernels.common import poisoned, relative_error
 
 from moesim.kernels import fp8, grouped_gemm, sort, tiles
+from moesim.kernels.common import poisoned, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FIFTY = settings(max_examples=50, deadline=None, derandomize=True)

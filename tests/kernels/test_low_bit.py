@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from moesim.kernels import low_bit
 from moesim.kernels.common import relative_error
 from moesim.kernels.permute import permute
 from moesim.kernels.sort import sort_by_expert
-
-from moesim.kernels import low_bit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 QUANTISE = {"int4": low_bit.quantise_int4, "ternary": low_bit.quantise_ternary}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moesim.kernels.common import relative_error
 
 from moesim.kernels import low_bit, matvec
+from moesim.kernels.common import relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMATS = {

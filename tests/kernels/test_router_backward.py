@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moesim.kernels.router import grouped_router, router
-from moesim.kernels.router_backward import router_backward, router_backward_cost, router_backward_reference
 
 from moesim.kernels import common
+from moesim.kernels.router import grouped_router, router
+from moesim.kernels.router_backward import router_backward, router_backward_cost, router_backward_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FIFTY = settings(max_examples=50, deadline=None, derandomize=True)
