@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 
-from moesim.calibrate import main
 from moesim.calibrate.live import PARTS, run_live
 from moesim.calibrate.points import TABLES
 from moesim.cli import main as moesim
@@ -15,18 +14,14 @@ from moesim.cluster import load_cluster
 from moesim.profile.load import read_meta, sheet
 from moesim.profile.table import read_table
 
-pytestmark = pytest.mark.xdist_group("calibrate")  # one worker measures, once
+pytestmark = pytest.mark.xdist_group("calibrated")  # one worker measures, once
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+@pytest.fixture
+def measured(calibrated):
     """(folder of the profiles, folder of this CPU's)."""
-    out = tmp_path_factory.mktemp("profiles")
-    threads = torch.get_num_threads()
-    assert main(["--device", "cpu", "--quick", "--out", str(out)]) == 0
-    torch.set_num_threads(threads)
-    [home] = out.iterdir()
-    return out, home
+    [home] = calibrated.iterdir()
+    return calibrated, home
 
 
 def rows(home, table):

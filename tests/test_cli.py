@@ -19,7 +19,7 @@ FLAGS = {  # names are frozen once released; a new one is a decision
     "plan": f"{SCENARIO} --objective --out --top",
     "simulate": f"{SCENARIO} --batched --plot --strategy --trace",
     "list": "WHAT --json",
-    "validate": "--check --data --group --json --rows",
+    "validate": "--check --data --group --json --out --rows",
     "cost expert-ffn": "--dtype --experts --ep --ffn --from --gpu --hidden --json --kernel --load --no-gate --out "
     "--seed --tokens-global --tokens-per-expert --tokens-per-rank --top-k --tp",
     "cost gemm": "--dtype --from --gpu --json --k --m --n --out",

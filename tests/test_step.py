@@ -225,7 +225,7 @@ def test_expert_time_grows_by_the_largest_load_over_the_mean(routing):
         given_ = deepseek(routing, seed)
         by_rank = load_of(given_, "ep=32").by_expert.sum(axis=-1)
         grown = by_rank.max(axis=-1) / by_rank.mean(axis=-1)
-        np.testing.assert_allclose(expert_seconds(given_), grown, rtol=0.05)
+        np.testing.assert_allclose(expert_seconds(given_), grown, rtol=0.08)
 
 
 def test_lognormal_1_makes_the_busiest_of_32_ranks_wait_2_36_times_as_long():
