@@ -25,7 +25,7 @@ from moesim.cluster import GPUS
 from moesim.errors import MoesimError
 from moesim.timeline import write_whole
 from moesim.validate.kernel_rows import expert_rows
-from moesim.validate.leave_out import FAMILY, Fold, folds, leave_one_model_out
+from moesim.validate.leave_out import FAMILY, Fold, folds, leave_one_out
 
 KEPT, ALL_ROWS = "trusted", "with suspect"
 
@@ -56,7 +56,7 @@ def run(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per family, EP range and set of rows."""
     lines = []
     for which, used in ((KEPT, rows[rows["skipped"] == ""]), (ALL_ROWS, rows)):
-        ours = leave_one_model_out(used)
+        ours = leave_one_out(used)
         ours["boosted"] = pd.concat([boosted(fold) for fold in folds(used)])["boosted"]
         for (gpu, kernel, dtype), family in ours.groupby(FAMILY):
             for ep, part in (("1", family[family["ep"] == 1]), ("all", family)):

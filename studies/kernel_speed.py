@@ -103,6 +103,7 @@ def balanced(case: Case, call: int):
 
 def _measured(case: Case, experts, dtype: str) -> dict[str, float | str | int]:
     import torch
+
     from moesim.kernels.expert_ffn import expert_ffn
 
     x = torch.randn(case.tokens, case.hidden, device="cuda").bfloat16()
@@ -178,10 +179,11 @@ def tune(dtype: str, table: Path) -> pd.DataFrame:
 
 def _tuned(case: Case, weights, dtype: str, load: int) -> Iterator[tuple]:
     import torch
+    from triton.runtime.errors import OutOfResources
+
     from moesim.kernels.fp8 import quantise_fp8_rows
     from moesim.kernels.grouped_gemm import grouped_gemm
     from moesim.kernels.permute import sort_by_expert
-    from triton.runtime.errors import OutOfResources
 
     for block, tile in candidates(dtype, load):
         order, times = sort_by_expert(balanced(case, 0), case.experts, block), []

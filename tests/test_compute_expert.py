@@ -17,7 +17,7 @@ from moesim.cost import ESTIMATED, PUBLISHED, FloatArray
 from moesim.errors import MoesimError
 from moesim.profile import Profile, load_profile, shipped_folder
 from moesim.validate.kernels import judge
-from moesim.validate.leave_out import leave_one_model_out
+from moesim.validate.leave_out import leave_one_out
 
 H200 = load_profile(GPUS["H200"])
 LOADS = st.lists(st.integers(0, 4000), min_size=8, max_size=8)
@@ -216,13 +216,13 @@ def test_a_token_more_on_a_hot_expert_never_costs_less_in_any_family() -> None:
 def test_a_model_is_predicted_from_the_others_only() -> None:
     table = H200.tables["expert_ffn"][0].table.select(kernel="moe_torch_flow_cutlass", dtype="fp8")
     rows = pd.DataFrame(table.text | table.numbers).assign(gpu="H200")
-    found = leave_one_model_out(rows)
+    found = leave_one_out(rows)
     assert len(found) == len(rows)
     assert (found["refused"] == "").all()
     assert (found["low"] <= found["predicted"]).all()
     model = rows["model"].iloc[0]
     wrong = rows.assign(time_us=rows["time_us"].mask(rows["model"] == model, rows["time_us"] * 9.0))
-    again = leave_one_model_out(wrong)
+    again = leave_one_out(wrong)
     assert again.loc[again["model"] == model, "predicted"].tolist() == pytest.approx(
         found.loc[found["model"] == model, "predicted"].tolist()
     )
@@ -231,4 +231,4 @@ def test_a_model_is_predicted_from_the_others_only() -> None:
 def test_a_family_of_one_model_has_nothing_to_leave_out() -> None:
     table = H200.tables["expert_ffn"][0].table.select(kernel="moe_torch_flow_cutlass", dtype="fp8")
     one = table.take(table.text["model"] == table.text["model"][0])
-    assert leave_one_model_out(pd.DataFrame(one.text | one.numbers).assign(gpu="H200")).empty
+    assert leave_one_out(pd.DataFrame(one.text | one.numbers).assign(gpu="H200")).empty

@@ -17,6 +17,17 @@ ROW = {
 }  # fmt: skip
 
 
+@pytest.mark.xdist_group("calibrated")
+def test_ones_own_expert_layers_are_judged_by_leaving_out_a_shape_or_a_load(calibrated, monkeypatch):
+    monkeypatch.setenv("MOESIM_PROFILES", str(calibrated))
+    rows = validate(["kernels"]).to_frame()
+    for left_out in ("model", "load"):
+        own = rows[rows["group"].str.startswith(f"leave-one-{left_out}-out CPU")]
+        assert len(own) >= 10
+        assert not own["headline"].any()
+        assert (own["predicted"] > 0.0).all()
+
+
 def test_a_layer_is_run_only_where_it_is_asked_for():
     assert "live" not in DEFAULT
 

@@ -17,11 +17,12 @@ from moesim.compute import AttentionShape, attention, expert_ffn, gemm
 from moesim.compute.expert_parts import row_loads
 from moesim.cost import ESTIMATED, Cost
 from moesim.errors import MoesimError
-from moesim.profile import load_profile, shipped_folder
+from moesim.profile import load_profile, profile_folders, profile_homes, shipped_folder
+from moesim.profile.load import read_meta, sheet
 from moesim.profile.table import COLUMNS as TABLE_COLUMNS
 from moesim.units import US
 from moesim.validate.kernel_rows import attention_rows, expert_rows, gemm_rows
-from moesim.validate.leave_out import leave_one_model_out
+from moesim.validate.leave_out import leave_one_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ Row = Mapping[str, Any]
 COLUMNS: Final = (
     "group", "case", "measured", "predicted", "low", "high", "unit", "skipped", "source", "headline",
 )  # fmt: skip
-LEFT_OUT: Final = "leave-one-model-out"
+LEFT_OUT: Final = "leave-one-{}-out"  # model, or load
 IN_PROFILE: Final = "in the profile"
 _NEEDED: Final = {
     "expert_ffn": "source gpu kernel dtype model_hint num_tokens hidden inter num_experts topk ep tp "
@@ -58,7 +59,10 @@ def judge(data: Path | None) -> "pd.DataFrame":
         rows = _shipped(operation) if data is None else _folder(data, operation)
         lines += [_judged(operation, row) for row in rows.to_dict("records")]
         if data is not None and operation == "expert_ffn" and not rows.empty:
-            lines += _left_out(rows)
+            lines += _left_out(rows[rows["skipped"].isin(["", IN_PROFILE])], "model")
+    own = _measured_here()
+    if not own.empty:
+        lines += [*_left_out(own, "model"), *_left_out(own, "load")]
     return pd.DataFrame(lines, columns=list(COLUMNS)).sort_values(["group", "case"], ignore_index=True)
 
 
@@ -89,15 +93,14 @@ def _judged(operation: str, row: Mapping[Any, Any]) -> dict[str, object]:
     }
 
 
-def _left_out(rows: "pd.DataFrame") -> list[dict[str, object]]:
-    """The folder's rows, each predicted without those of its model; not of the headline."""
-    usable = rows[rows["skipped"].isin(["", IN_PROFILE])]
-    return [_left_out_line(row) for row in leave_one_model_out(usable).to_dict("records")]
+def _left_out(rows: "pd.DataFrame", by: str) -> list[dict[str, object]]:
+    """Rows, each predicted without those of its model or load; not of the headline."""
+    return [_left_out_line(row, by) for row in leave_one_out(rows, by).to_dict("records")]
 
 
-def _left_out_line(row: Mapping[Any, Any]) -> dict[str, object]:
+def _left_out_line(row: Mapping[Any, Any], by: str) -> dict[str, object]:
     return {
-        "group": f"{LEFT_OUT} {row['gpu']} {row['kernel']} {row['dtype']}",
+        "group": f"{LEFT_OUT.format(by)} {row['gpu']} {row['kernel']} {row['dtype']}",
         "case": _CASE["expert_ffn"](row),
         "measured": float(row["time_us"]),
         **{name: row[name] for name in ("predicted", "low", "high")},
@@ -165,6 +168,19 @@ def _shipped(operation: str) -> "pd.DataFrame":
         )
         for path in sorted(shipped_folder().glob(f"*/held_out_{operation}.csv"))
     ]
+    return pd.concat(found) if found else pd.DataFrame()
+
+
+def _measured_here() -> "pd.DataFrame":
+    """The expert layers that the user's own profiles hold."""
+    import pandas as pd
+
+    found = []
+    for home in profile_homes(profile_folders()[:-1]):
+        path, gpu = home / "expert_ffn.csv", sheet(read_meta(home / "meta.json"), home)
+        if path.is_file():
+            rows = pd.read_csv(path, keep_default_na=False)
+            found.append(rows.assign(gpu=gpu.name, skipped="", source=f"{home.name}, the user's own profile"))
     return pd.concat(found) if found else pd.DataFrame()
 
 
