@@ -53,7 +53,8 @@ def leave_one_out(rows: "pd.DataFrame", by: str = "model") -> "pd.DataFrame":
 def folds(rows: "pd.DataFrame", by: str = "model") -> list[Fold]:
     """One fold for each model (or load) of each family of at least two."""
     found = []
-    gpus: dict[str, DataSheet] = {one.name: one for one in [*measured_gpus(), *GPUS.values()]}
+    known: list[DataSheet] = [*measured_gpus(), *GPUS.values()]
+    gpus = {one.name: one for one in known}
     for (name, _, _), family in rows.groupby(FAMILY, sort=False):
         members = family[by].unique()
         if len(members) >= MEMBERS and name in gpus:
