@@ -78,7 +78,7 @@ def test_the_gradient_of_the_weights_is_slower_by_what_was_measured(profile):
 def test_bytes_cost_what_the_permutations_measured_and_else_the_data_sheet(profile):
     size = np.array([0.0, 1e6, 1e9])
     own, stated = memory_bound(profile, size), memory_bound(load_profile(H200, shipped_folder()), size)
-    assert own.seconds[1:] * 1e6 == pytest.approx([law_us("", 0.0, 1e6), law_us("", 0.0, 1e9)], rel=0.02)
+    assert own.seconds[1:] * 1e6 == pytest.approx([law_us("", 0.0, 1e6), law_us("", 0.0, 1e9)], rel=0.1)
     assert own.seconds[0] == 0.0
     assert (own.basis, stated.basis) == (MEASURED, ESTIMATED)
     assert float(own.high[2] / own.seconds[2]) < float(stated.high[2] / stated.seconds[2])

@@ -314,10 +314,10 @@ def test_each_group_has_a_panel_with_its_median_error(tmp_path):
 
 
 def test_groups_beyond_the_last_panel_are_counted():
-    many = pd.concat([JUDGED.assign(group=f"group {i}") for i in range(14)])
+    many = pd.concat([JUDGED.assign(group=f"group {i}") for i in range(18)])
     panels = accuracy_panels(many)
-    assert len(panels.axes) == 12
-    assert "2 smaller groups are not drawn" in panels.get_suptitle()
+    assert len(panels.axes) == 16
+    assert "not drawn, fewest figures: 2 groups" in panels.get_suptitle()
 
 
 def test_a_kernel_at_the_peak_touches_the_roof(tmp_path):

@@ -11,19 +11,22 @@ arrays     the same cluster as arrays, to calculate with
 from_yaml  a user's own cluster
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from moesim.cluster.arrays import LinkArrays, link_arrays
 from moesim.cluster.graph import graph
 from moesim.cluster.nouns import Cluster, Gpu, Group, Link, check_group
 from moesim.cluster.presets import CLUSTERS, GPUS
-from moesim.errors import choice
+from moesim.errors import MoesimError, choice
 
 __all__ = [
     "CLUSTERS", "GPUS", "Cluster", "Gpu", "Group", "Link", "LinkArrays", "check_group", "graph",
     "link_arrays", "load_cluster",
 ]  # fmt: skip
+PROFILES_VARIABLE: Final = "MOESIM_PROFILES"  # folders of the user's own profiles
 
 
 def load_cluster(name_or_path: str, nodes: int | None = None) -> Cluster:
@@ -35,6 +38,17 @@ def load_cluster(name_or_path: str, nodes: int | None = None) -> Cluster:
         from moesim.cluster.from_yaml import read_cluster
 
         cluster = read_cluster(Path(name))
+        _check_searched(Path(name))
     else:
         raise choice("cluster", name, list(CLUSTERS))
     return cluster if nodes is None else replace(cluster, nodes=nodes)
+
+
+def _check_searched(path: Path) -> None:
+    """Refuse a cluster that lies beside measured tables which nobody would read."""
+    home = path.resolve().parent
+    searched = [Path(folder).resolve() for folder in os.environ.get(PROFILES_VARIABLE, "").split(os.pathsep) if folder]
+    if (home / "meta.json").is_file() and home.parent not in searched:
+        raise MoesimError(
+            f"{path} lies beside measured tables that are not searched: set {PROFILES_VARIABLE}={path.parent.parent}"
+        )

@@ -22,6 +22,8 @@ REACH: Final = 64.0  # times the most bytes measured
 FORWARD: Final = ("gate_up", "down")
 GRADIENTS: Final = {"data": "dgrad", "weights": "wgrad"}
 _TAIL: Final = 0.9
+_FEW: Final = 4  # pairs of rows below which their spread says nothing
+_FEW_ERROR: Final = 0.30  # then: the band of a gradient that nobody measured
 
 
 class Gradient(NamedTuple):
@@ -79,7 +81,8 @@ def _gradient(measured: Measured, op: str, dtype: str) -> Gradient | None:
     slower = float(own[:, 0].sum() / expected_s.sum())
     large = expected_s >= np.median(expected_s)
     misses = np.abs(np.log(own[large, 0] / (slower * expected_s[large])))
-    return Gradient(slower=slower, error=float(np.expm1(np.quantile(misses, _TAIL))), measured=measured)
+    error = float(np.expm1(np.quantile(misses, _TAIL))) if len(pairs) >= _FEW else _FEW_ERROR
+    return Gradient(slower=slower, error=error, measured=measured)
 
 
 def _by_case(rows: Table) -> list[tuple[tuple[object, ...], FloatArray]]:

@@ -18,7 +18,8 @@ ERROR: Final = 0.35
 _SOURCE: Final = "data sheet memory speed x 0.8 + 3 us (aiconfigurator 0.12.0 system files)"
 _OPS: Final = ("permute", "unpermute")
 _TAIL: Final = 0.9
-_LEAST_ROWS: Final = 6
+_LEAST_ROWS: Final = 6  # that no cache serves
+_BEYOND_L2: Final = 2.0
 
 
 class _Speed(NamedTuple):
@@ -51,16 +52,20 @@ def _speed(profile: Profile) -> _Speed:
 
 
 def _measured(measured: Measured) -> _Speed | None:
+    """Rows within the L2 say what a launch takes, and the others how fast memory is."""
     rows = measured.table.take(np.isin(measured.table.text["op"], _OPS))
-    if rows.rows < _LEAST_ROWS:
-        return None
     size, time_s = rows.numbers["bytes"], rows.time_s
+    large = size > _BEYOND_L2 * measured.gpu.l2_bytes
+    if large.sum() < _LEAST_ROWS:
+        return None
     parts = np.stack([size / measured.gpu.memory_bytes_per_s, np.full_like(size, 1e-6)], axis=-1)
-    slower, launches = non_negative(parts / time_s[:, None])
-    misses = np.abs(np.log(parts @ np.array([slower, launches]) / time_s))
+    slower = float(non_negative(parts[large] / time_s[large, None])[0])
+    left_s = time_s[~large] - slower * parts[~large, 0]
+    launch_s = max(0.0, float(np.median(left_s))) if left_s.size else KERNEL_S
+    misses = np.abs(np.log((slower * parts[:, 0] + launch_s) / time_s))
     return _Speed(
-        seconds_per_byte=float(slower) / measured.gpu.memory_bytes_per_s,
-        kernel_s=float(launches) * 1e-6,
+        seconds_per_byte=slower / measured.gpu.memory_bytes_per_s,
+        kernel_s=launch_s,
         error=float(np.expm1(np.quantile(misses, _TAIL))),
         basis=measured.basis,
         source=f"{measured.source}; {', '.join(_OPS)}",

@@ -2,11 +2,14 @@
 
 from typing import Any, Final
 
-from moesim.cluster import CLUSTERS, GPUS, Cluster, Gpu, Group, check_group, load_cluster
+from moesim.cluster import CLUSTERS, GPUS, Cluster, Group, check_group, load_cluster
 from moesim.costs.inputs import COUNT, TEXT, option
 from moesim.errors import choice
+from moesim.profile import DataSheet, measured_gpus
 
-GPU_ABOUT: Final = f"{', '.join(GPUS)}; or a cluster, preset or YAML file, for its GPU."
+GPU_ABOUT: Final = (
+    f"{', '.join(GPUS)}; a device that moesim calibrate measured; or a cluster, preset or YAML file, for its GPU."
+)
 CLUSTER_ABOUT: Final = f"{', '.join(CLUSTERS)}; or a YAML file."
 
 
@@ -35,14 +38,15 @@ def ranks_per_node_option() -> Any:
     return option(COUNT, "Of them on one node.  [default: as many as a node holds]", None)
 
 
-def find_gpu(name: str) -> Gpu:
-    """``h200``, ``H200``, or the GPU of a cluster."""
-    by_name = {known.lower(): gpu for known, gpu in GPUS.items()}
+def find_gpu(name: str) -> DataSheet:
+    """``h200``, ``H200``, a device that was calibrated, or the GPU of a cluster."""
+    own = {gpu.name: gpu for gpu in measured_gpus()}
+    by_name: dict[str, DataSheet] = {known.lower(): gpu for known, gpu in (own | GPUS).items()}
     if name.lower() in by_name:
         return by_name[name.lower()]
     if name in CLUSTERS or name.endswith((".yaml", ".yml")):
         return load_cluster(name).gpu
-    raise choice("gpu", name, [*GPUS, *CLUSTERS])
+    raise choice("gpu", name, [*(own | GPUS), *CLUSTERS])
 
 
 def find_group(noun: Any) -> tuple[Cluster, Group]:

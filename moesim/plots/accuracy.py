@@ -4,15 +4,21 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from moesim.plots.style import COLOURS, SMALL, say_empty, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+    from moesim.cost import FloatArray
 
 NEAR: Final = 0.2  # half-width of the shaded corridor
-MOST_PANELS: Final = 12
+MOST_PANELS: Final = 16
+SHORT: Final = 200.0  # an axis that spans less has no two powers of ten to name
+TITLE: Final = 7.0  # points: the longest kernel names fit above their panel
 _ACROSS: Final = 4
 _ROOM: Final = 1.6  # beyond the smallest and largest
 
@@ -43,7 +49,19 @@ def accuracy(frame: "pd.DataFrame", ax: "Axes") -> "Axes":
     ax.set_xlabel(f"measured ({unit})", fontsize=SMALL)
     ax.set_ylabel(f"predicted ({unit})", fontsize=SMALL)
     tidy(ax)
+    for axis in (ax.xaxis, ax.yaxis):
+        _few_ticks(axis, ends)
     return ax
+
+
+def _few_ticks(axis: "Axis", ends: "FloatArray") -> None:
+    """Powers of ten; on a short axis three plain numbers, so that no two labels overlap."""
+    axis.set_minor_formatter(NullFormatter())
+    if ends[1] / ends[0] < SHORT:
+        ticks = [float(f"{tick:.2g}") for tick in np.geomspace(ends[0] * _ROOM, ends[1] / _ROOM, 3)]
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.{1 if value < 10 else 0}f}"))
+        axis.set_minor_locator(NullLocator())
 
 
 def accuracy_panels(frame: "pd.DataFrame") -> Figure:
@@ -53,17 +71,17 @@ def accuracy_panels(frame: "pd.DataFrame") -> Figure:
     across = min(_ACROSS, len(names))
     down = -(-len(names) // across)
     drawn = Figure(figsize=(3.2 * across, 3.1 * down + 0.5), layout="constrained")
-    panels = drawn.subplots(down, across, squeeze=False).flat
+    panels = list(drawn.subplots(down, across, squeeze=False).flat)
     for ax, name in zip(panels, names, strict=False):
         rows = frame[frame["group"] == name]
         accuracy(rows, ax)
         if len(rows):
             median = float(np.median(np.abs(rows["predicted"] / rows["measured"] - 1.0)))
-            ax.set_title(f"{_two_lines(name)}\n{len(rows):,} figures, median error {median:.1%}", fontsize=SMALL)
-    for ax in panels:
+            ax.set_title(f"{_two_lines(name)}\n{len(rows):,} figures, median error {median:.1%}", fontsize=TITLE)
+    for ax in panels[len(names) :]:
         ax.remove()
-    left_out = len(counts) - len(names)
-    more = f"; {left_out} smaller groups are not drawn" if left_out > 0 else ""
+    left_out = len(counts.index[MOST_PANELS:])
+    more = f"; not drawn, fewest figures: {left_out} groups in the table beside" if left_out else ""
     drawn.suptitle(
         f"shaded: within {NEAR:.0%}; hollow: the measurement lies outside the predicted 90 % band{more}",
         fontsize=SMALL,

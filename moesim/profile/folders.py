@@ -9,16 +9,14 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
 
+from moesim.cluster import PROFILES_VARIABLE
 from moesim.errors import MoesimError
-
-VARIABLE: Final = "MOESIM_PROFILES"
 
 
 def profile_folders() -> tuple[Path, ...]:
     """Every folder that is searched, the user's before the shipped one."""
-    stated = os.environ.get(VARIABLE, "")
+    stated = os.environ.get(PROFILES_VARIABLE, "")
     return (*_stated(stated), shipped_folder())
 
 
@@ -53,7 +51,9 @@ def _stated(variable: str) -> tuple[Path, ...]:
     folders = tuple(Path(part) for part in variable.split(os.pathsep) if part)
     for folder in folders:
         if not folder.is_dir():
-            raise MoesimError(f"{VARIABLE}: {folder} is not a folder; name one that moesim calibrate wrote")
+            raise MoesimError(f"{PROFILES_VARIABLE}: {folder} is not a folder; name one that moesim calibrate wrote")
         if not any(folder.glob("*/*.csv")):
-            raise MoesimError(f"{VARIABLE}: {folder} has no <name>/<table>.csv; name one that moesim calibrate wrote")
+            raise MoesimError(
+                f"{PROFILES_VARIABLE}: {folder} has no <name>/<table>.csv; name one that moesim calibrate wrote"
+            )
     return folders
