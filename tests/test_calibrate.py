@@ -1,5 +1,6 @@
 """The command: refusals, resumption, budget, interruption, kill -9. No GPU is needed."""
 
+import importlib.util
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import time
 import pytest
 import torch
 
-from moesim.calibrate import command, main, run
+from moesim.calibrate import command, lock, machine, main, options, run
 from moesim.calibrate.bench import SkipError
 from moesim.calibrate.grid_cpu import cpu_points
 from moesim.cli import main as moesim
@@ -72,11 +73,20 @@ def folder(out):
         (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
         (["--fast"], "unrecognized arguments: --fast (see: python -m moesim.calibrate --help)"),
         (["--device", "cpu", "--only", "gems"], "unknown --only 'gems': did you mean gemm?"),
-        (["--device", "cpu", "--budget", "0"], "--budget 0: give seconds above zero"),
-        (["--device", "cpu", "--budget", "x"], "argument --budget: invalid float value: 'x'"),
-        (["--device", "cpu", "--seed", "-1"], "--seed -1: give 0 or more"),
+        *(
+            (["--device", "cpu", "--budget", budget], f"--budget {budget}: give seconds above zero, for example 300")
+            for budget in ("0", "-3", "nan", "inf", "x", "")
+        ),
+        *(
+            (["--device", "cpu", "--seed", seed], f"--seed {seed}: give a whole number, 0 or more")
+            for seed in ("-1", "x", "1.5", "9" * 30)
+        ),
         (["--device", "cpu", "--name", "--"], "argument --name: expected one argument"),
-        (["--device", "cpu", "--name", "..."], "--name '...': give a name with a letter or a digit"),
+        *(
+            (["--device", "cpu", "--name", name], "give at most 100 characters with a letter a-z or a digit and no")
+            for name in ("", "...", "日本", "a/b", "..\\b", "a\nb", "x" * 101)
+        ),
+        (["--device", "cpu", "--out", ""], "--out '': give a folder"),
         (["--device", "cpu", "--out", "/dev/null/x"], "choose a folder that can be written"),
     ],
 )  # fmt: skip
@@ -84,22 +94,57 @@ def test_bad_input_is_one_line_and_exit_code_2(options, said, capsys):
     assert main(options) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines()[-1].startswith("moesim: ")
+    assert err.startswith("moesim: ")
     assert said in err
-    assert err.count("\n") == 1 + ("measured" in err)
+    assert err.count("\n") == 1
 
 
-def test_without_torch_the_refusal_says_what_to_install(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("moesim.calibrate.machine.installed", lambda package: "")
+@pytest.fixture
+def without(monkeypatch):
+    """``without("triton")``: as if it were not installed."""
+
+    def hide(package):
+        find_spec = machine.find_spec
+        monkeypatch.setattr(machine, "find_spec", lambda name: None if name == package else find_spec(name))
+
+    return hide
+
+
+def test_without_torch_the_refusal_says_what_to_install(without, tmp_path, capsys):
+    without("torch")
     assert call(tmp_path) == 2
     assert "torch is not installed: pip install 'moesim[calibrate]'" in capsys.readouterr().err
+
+
+def test_without_triton_a_gpu_is_refused(without, monkeypatch, capsys):
+    without("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("moesim: triton is not installed: pip install 'moesim[calibrate]'")
+
+
+def test_without_triton_a_cpu_leaves_out_its_table_and_measures_it_once_triton_is_there(
+    stub, without, monkeypatch, tmp_path, capsys
+):
+    first = stub()
+    with monkeypatch.context():
+        without("triton")
+        assert call(tmp_path, "--only", "kernels") == 2
+        assert "triton is not installed: pip install 'moesim[calibrate]'" in capsys.readouterr().err
+        assert call(tmp_path, "--quick") == 0
+    assert "kernels" not in {point.table for point in first.seen}
+    assert "kernels.csv is left out; for it: pip install 'moesim[calibrate]'" in capsys.readouterr().err
+    monkeypatch.setattr(machine, "find_spec", importlib.util.find_spec)
+    second = stub()
+    assert call(tmp_path, "--quick") == 0
+    assert {point.table for point in second.seen} == {"kernels"}
 
 
 def test_the_options_are_frozen_and_moesim_calibrate_has_them_too(capsys):
     assert moesim(["calibrate", "--help"]) == 0
     text = capsys.readouterr().out
     assert set(re.findall(r"--[a-z]+", text.partition("options:")[2])) >= {"--out", "--device"}
-    flags = {flag for action in command._parser("x")._actions for flag in action.option_strings if len(flag) > 2}
+    flags = {flag for action in options.parser("x")._actions for flag in action.option_strings if len(flag) > 2}
     assert flags == {
         "--help", "--out", "--device", "--quick", "--budget", "--only", "--seed", "--name", "--list", "--json",
     }  # fmt: skip
@@ -154,26 +199,41 @@ def test_ctrl_c_keeps_what_was_measured(stub, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("error", [SkipError("too large"), ValueError("bad\nshape"), RuntimeError("out of memory")])
-def test_a_point_that_fails_is_skipped_with_its_reason(stub, tmp_path, error):
+def test_a_point_that_fails_is_skipped_with_its_reason(stub, tmp_path, error, capsys):
     measures = stub(at=7, error=error)
     assert call(tmp_path, "--quick") == 0
     point = measures.seen[6]
     [sentence] = json.loads((folder(tmp_path) / "meta.json").read_text())["skipped"]
     assert sentence.startswith(f"{point.table} {point.name}: ")
     assert " ".join(str(error).split()) in sentence
+    said = capsys.readouterr().err
+    assert re.search(r"\d+ points measured, 1 skipped, 0 left", said)
+    assert f"skipped 1: {sentence.partition(': ')[2]}\nthe same command tries them again" in said
+
+
+def test_a_skipped_point_is_listed_and_tried_again_by_the_next_run(stub, tmp_path, capsys):
+    measures = stub(at=7, error=SkipError("too large"))
+    assert call(tmp_path, "--quick") == 0
+    capsys.readouterr()
+    assert call(tmp_path, "--quick", "--list") == 0
+    assert len(re.findall(r"^\w+ +\d+ measured +1 skipped +0 left$", capsys.readouterr().out, re.MULTILINE)) == 1
     again = stub()
     assert call(tmp_path, "--quick") == 0
-    assert again.seen == []
+    assert again.seen == [measures.seen[6]]
+    assert json.loads((folder(tmp_path) / "meta.json").read_text())["skipped"] == []
 
 
-def test_a_lost_gpu_ends_the_process_and_the_next_goes_on_without_that_point(stub, tmp_path, monkeypatch, capsys):
-    stub(at=4, error=RuntimeError("CUDA error: an illegal memory access was encountered"))
+def test_a_lost_gpu_ends_the_process_and_the_next_tries_that_point_last(stub, tmp_path, monkeypatch, capsys):
+    measures = stub(at=4, error=RuntimeError("CUDA error: an illegal memory access was encountered"))
     monkeypatch.setattr(run, "_alive", lambda bench: False)
     assert call(tmp_path, "--quick") == 2
-    assert "the GPU failed and can do no more in this process; go on without that point" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "skipped 1: the GPU failed: RuntimeError: CUDA error" in said
+    assert "the GPU failed and can do no more in this process; go on, that point last: moesim calibrate" in said
     again = stub()
     assert call(tmp_path, "--quick") == 0
     assert len(again.seen) > 60
+    assert again.seen[-1] == measures.seen[-1]
 
 
 def test_list_counts_and_measures_nothing(stub, tmp_path, capsys):
@@ -183,7 +243,9 @@ def test_list_counts_and_measures_nothing(stub, tmp_path, capsys):
     assert set(document["tables"]) == {"peaks", "gemm", "copies"}
     assert document["tables"]["gemm"]["measured"] == 0 < document["tables"]["gemm"]["left"]
     assert call(tmp_path, "--quick", "--list") == 0
-    assert re.search(r"gemm +0 measured +\d+ left", capsys.readouterr().err)
+    out, err = capsys.readouterr()
+    assert re.search(r"gemm +0 measured +0 skipped +\d+ left", out)
+    assert err == ""
     assert measures.seen == []
     assert list(tmp_path.iterdir()) == []
 
@@ -203,6 +265,62 @@ def test_another_torch_starts_over_and_says_so(stub, tmp_path, monkeypatch, caps
     assert call(tmp_path, "--quick") == 0
     assert len(again.seen) > 60
     assert "measuring afresh, earlier points cannot be mixed: torch " in capsys.readouterr().err
+
+
+def test_another_seed_starts_over_and_says_so(stub, tmp_path, capsys):
+    stub()
+    assert call(tmp_path, "--quick", "--only", "launch") == 0
+    again = stub()
+    assert call(tmp_path, "--quick", "--only", "launch", "--seed", "1") == 0
+    assert again.seen
+    assert "measuring afresh, earlier points cannot be mixed: seed 0 -> 1" in capsys.readouterr().err
+
+
+def test_the_end_says_how_to_plan_with_the_profile(stub, tmp_path, capsys):
+    stub()
+    assert call(tmp_path, "--quick") == 0
+    plan = f"MOESIM_PROFILES={tmp_path} moesim plan MODEL --cluster {folder(tmp_path) / 'cluster.yaml'}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"plan with it: {plan}"
+
+
+def test_ctrl_c_before_the_first_point_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "find_machine", interrupt)
+    assert call(tmp_path, "--quick") == 130
+    said = f"moesim: interrupted; go on: moesim calibrate --device cpu --out {tmp_path} --quick\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "is damaged: restore it, or delete"), ("[1]", "is damaged"), ('{"gpu": {}}', "no calibration wrote this")],
+)
+def test_a_damaged_meta_json_is_refused_and_left_as_it_is(stub, tmp_path, capsys, text, said):
+    measures = stub()
+    path = tmp_path / "box" / "meta.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    for more in ([], ["--list"]):
+        assert call(tmp_path, "--quick", "--name", "box", *more) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"moesim: {path}")
+        assert said in err
+        assert err.count("\n") == 1
+    assert (measures.seen, path.read_text()) == ([], text)
+
+
+def test_two_runs_into_one_folder_at_once_are_refused_and_the_lock_of_a_dead_one_is_not(stub, tmp_path, capsys):
+    stub()
+    home = tmp_path / "box"
+    with lock.locked(home):
+        assert call(tmp_path, "--quick", "--name", "box") == 2
+    assert f"another calibration (process {os.getpid()}) writes there: wait" in capsys.readouterr().err
+    assert list(home.iterdir()) == []
+    (home / ".lock").write_text("1\n")  # as kill -9 leaves it
+    assert call(tmp_path, "--quick", "--name", "box") == 0
+    assert not (home / ".lock").exists()
 
 
 def test_the_name_is_the_folder(stub, tmp_path):

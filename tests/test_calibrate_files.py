@@ -16,6 +16,7 @@ from moesim.calibrate.store import Store, skipped_text
 from moesim.errors import MoesimError
 
 IDENTITY = {"device": "X", "torch": "1"}
+META = {"identity": IDENTITY, "peaks_measured": {}, "skipped": []}
 FOUND = {"time_us": "2.5", "spread": "0.1", "repeats": "10"}
 
 
@@ -174,12 +175,14 @@ def test_a_later_run_goes_on_from_the_final_files(tmp_path):
     store = started(tmp_path)
     store.add(gemm(1), FOUND)
     store.skip(gemm(2), "too: large")
-    store.finish({"identity": IDENTITY, "skipped": skipped_text(store.skipped)}, {})
+    store.finish(META | {"skipped": skipped_text(store.skipped)}, {})
     again = started(tmp_path)
     assert again.done(gemm(1))
+    assert not again.done(gemm(2))
+    assert [again.tried(gemm(m)) for m in (1, 2)] == [0, 1]
     assert again.skipped == {("gemm", gemm(2).name): "too: large"}
     again.add(gemm(4), FOUND)
-    again.finish({"identity": IDENTITY}, {})
+    again.finish(META, {})
     assert len(lines(store.folder / "gemm.csv")) == 3
 
 
@@ -204,14 +207,28 @@ def test_rows_of_another_torch_are_measured_again_and_said_to_be(tmp_path):
     assert not other.done(gemm(1))
     other.start()
     assert not (other.partial / "gemm.csv").exists()
-    store.finish({"identity": IDENTITY}, {})
+    store.finish(META, {})
     assert Store(store.folder, IDENTITY | {"torch": "2"}).dropped == ["torch 1 -> 2"]
+
+
+def test_a_skipped_point_that_is_measured_after_all_is_skipped_no_more(tmp_path):
+    store = started(tmp_path)
+    store.skip(gemm(1), "too large")
+    store.add(gemm(1), FOUND)
+    assert store.skipped == Store(store.folder, IDENTITY).skipped == {}
+
+
+def test_a_damaged_run_json_is_refused(tmp_path):
+    store = started(tmp_path)
+    (store.partial / "run.json").write_text("{")
+    with pytest.raises(MoesimError, match=r"run.json is damaged: restore it, or delete \S+.partial to measure afresh"):
+        Store(store.folder, IDENTITY)
 
 
 def test_a_table_without_rows_is_no_file(tmp_path):
     store = started(tmp_path)
     store.add(gemm(1), FOUND)
-    store.finish({}, {})
+    store.finish(META, {})
     afresh = started(tmp_path, {"device": "Y"})
-    afresh.finish({}, {})
+    afresh.finish(META, {})
     assert not (store.folder / "gemm.csv").exists()

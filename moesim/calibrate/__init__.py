@@ -2,7 +2,9 @@
 
     machine --which points--> left --measure, one by one--> .partial/ --at the end--> <slug>/*.csv, meta.json
 
-command       options, refusals, exit codes; ``python -m moesim.calibrate`` needs only torch, triton and numpy
+command       the order of things, exit codes; ``python -m moesim.calibrate`` needs only torch, triton and numpy
+options       what can be asked, and refused at once        report                 counts, the last lines
+lock          one run at a time in one folder
 points        Point, the columns of every table, the order        grid_gpu, grid_cpu   which points
 shapes        the layers that are measured                        loads                who gets the tokens
 machine       name, data sheet, libraries, clocks                 store                files that survive kill -9

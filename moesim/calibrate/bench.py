@@ -50,14 +50,18 @@ class Bench:
 
     def leave(self) -> None:
         """Free what the group shared; what can be closed is closed."""
-        for one in self.kept.values():
-            if hasattr(one, "close"):
-                one.close()
-        self.kept.clear()
+        self.close()
         if self.device == "cuda":
             import torch
 
             torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """End the processes that are shared; of memory the end of this process takes care."""
+        for one in self.kept.values():
+            if hasattr(one, "close"):
+                one.close()
+        self.kept.clear()
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
         """Made once for all points of the group."""

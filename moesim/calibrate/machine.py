@@ -15,9 +15,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from moesim.calibrate.options import slug
 from moesim.cluster import GPUS
 from moesim.errors import MoesimError
 
@@ -53,7 +55,7 @@ class Machine:
     @property
     def slug(self) -> str:
         """The folder of the profile."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return slug(self.name)
 
 
 def find_machine(device: str, name: str | None) -> Machine:
@@ -62,28 +64,34 @@ def find_machine(device: str, name: str | None) -> Machine:
         return _cpu(name)
     if device != "cuda":
         raise MoesimError(f"--device {device}: choose cuda or cpu")
-    require_torch()
+    require("torch")
     import torch
 
     if not torch.cuda.is_available():
         raise MoesimError(
             "no CUDA GPU found: run this on the machine to calibrate, or add --device cpu to measure this CPU"
         )
+    require("triton")
     return _gpu(torch.cuda.get_device_properties(0), name, torch.cuda.device_count())
 
 
 def this_device() -> str:
     """``cuda`` where torch finds a GPU, else ``cpu``."""
-    require_torch()
+    require("torch")
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def require_torch() -> None:
-    """Refuse to measure without torch."""
-    if installed("torch") == "":
-        raise MoesimError("torch is not installed: pip install 'moesim[calibrate]', or torch and triton, first")
+def require(package: str) -> None:
+    """Refuse to measure without torch or triton."""
+    if not present(package):
+        raise MoesimError(f"{package} is not installed: pip install 'moesim[calibrate]', or torch and triton, first")
+
+
+def present(package: str) -> bool:
+    """Whether a package can be found, whatever its distribution is called; imports nothing."""
+    return find_spec(package) is not None
 
 
 def installed(package: str) -> str:
@@ -94,7 +102,7 @@ def installed(package: str) -> str:
         return ""
 
 
-def identity(machine: Machine) -> dict[str, str]:
+def identity(machine: Machine, seed: int) -> dict[str, str]:
     """What must be equal for two runs to be one profile."""
     gpu = machine.device == "cuda"
     code = sorted(_kernels_folder().glob("*.py")) if gpu else [Path(__file__).with_name("torch_layer.py")]
@@ -104,6 +112,7 @@ def identity(machine: Machine) -> dict[str, str]:
         "torch": installed("torch"),
         "triton": installed("triton") if gpu else "",
         "code": _hash(code),
+        "seed": str(seed),
     }
 
 

@@ -9,7 +9,7 @@ from moesim.calibrate.bench import Bench, SkipError
 from moesim.calibrate.machine import Clocks
 from moesim.calibrate.points import Point
 from moesim.calibrate.progress import Bar
-from moesim.calibrate.store import Store
+from moesim.calibrate.store import LOST, Store
 
 _CLOCKS_EVERY_S: Final = 5.0
 DONE, BUDGET, INTERRUPTED, BROKEN = "done", "budget", "interrupted", "broken"
@@ -46,8 +46,11 @@ def _measure(point: Point, bench: Bench, store: Store) -> bool:
     except SkipError as reason:
         store.skip(point, str(reason))
     except Exception as error:  # a kernel that fails on one shape must not cost the other points
-        store.skip(point, f"{type(error).__name__}: {error}")
-        return _alive(bench)
+        why = f"{type(error).__name__}: {error}"
+        store.skip(point, why)
+        if not _alive(bench):
+            store.skip(point, f"{LOST}{why}")
+            return False
     return True
 
 

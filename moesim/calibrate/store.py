@@ -5,7 +5,8 @@
     .partial/skipped.csv    points that could not be measured
     <table>.csv             written beside and renamed, all at the end of a run
 
-A line without its end is dropped. Rows of another device, torch, triton or code are measured again.
+A line without its end is dropped. Rows of another device, torch, triton, code or seed are measured again, and so
+are skipped points by the next run: those that lost the GPU last.
 """
 
 import csv
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from moesim.calibrate.points import TABLES, Point
+from moesim.errors import MoesimError
 
 _SKIPPED: Final = ("table", "point", "reason")
+LOST: Final = "the GPU failed: "  # begins the reason of a point after which nothing else could be measured
 
 
 class Store:
@@ -39,18 +42,28 @@ class Store:
         return self.folder / ".partial"
 
     def done(self, point: Point) -> bool:
-        """Whether a point was measured or found impossible."""
-        return point.name in self.rows[point.table] or (point.table, point.name) in self.skipped
+        """Whether a point was measured."""
+        return point.name in self.rows[point.table]
+
+    def reason(self, point: Point) -> str:
+        """Why a point was skipped, or an empty text."""
+        return self.skipped.get((point.table, point.name), "")
+
+    def tried(self, point: Point) -> int:
+        """Place in the next run: 0 for new points, 1 for skipped ones, 2 for those that lost the GPU."""
+        reason = self.reason(point)
+        return 2 if reason.startswith(LOST) else int(bool(reason))
 
     def start(self) -> None:
         """Make the folder, and forget a partial run that cannot be mixed."""
-        if _read_json(self.partial / "run.json") != self.identity:
+        if _document(self.partial / "run.json") != self.identity:
             shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True, exist_ok=True)
         write_whole(self.partial / "run.json", json.dumps(self.identity, indent=1) + "\n")
 
     def add(self, point: Point, found: dict[str, str]) -> None:
         """Keep a measured row."""
+        self.skipped.pop((point.table, point.name), None)
         row = [*(str(value) for value in point.values), *(found[column] for column in TABLES[point.table].found)]
         self.rows[point.table][point.name] = row
         columns = TABLES[point.table]
@@ -77,7 +90,7 @@ class Store:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def _read(self) -> None:
-        self.meta = _read_json(self.folder / "meta.json")
+        self.meta = _meta(self.folder / "meta.json")
         known = self.meta.get("identity")
         if known == self.identity:
             for table in TABLES:
@@ -88,7 +101,7 @@ class Store:
         elif known is not None:
             self.dropped = _changes(known, self.identity)
             self.meta = {}
-        known = _read_json(self.partial / "run.json")
+        known = _document(self.partial / "run.json")
         if known == self.identity:
             for table in TABLES:
                 self._take(table, self.partial / f"{table}.csv")
@@ -96,6 +109,7 @@ class Store:
                 self.skipped[row[0], row[1]] = row[2]
         elif known:
             self.dropped = self.dropped or _changes(known, self.identity)
+        self.skipped = {point: why for point, why in self.skipped.items() if point[1] not in self.rows[point[0]]}
 
     def _take(self, table: str, path: Path) -> None:
         columns = TABLES[table]
@@ -169,9 +183,23 @@ def write_whole(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _meta(path: Path) -> dict[str, Any]:
+    """meta.json of an earlier run; empty where there is none. Refuses one that a calibration did not write."""
+    document = _document(path)
+    parts = [document.get(name) for name in ("identity", "peaks_measured", "skipped")]
+    if document and [type(part) for part in parts] != [dict, dict, list]:
+        raise MoesimError(f"{path}: no calibration wrote this, or not all of it: give another --out or --name")
+    return document
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file. Refuses what cannot be read."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return document if isinstance(document, dict) else {}
+    except (OSError, ValueError):
+        document = None
+    if not isinstance(document, dict):
+        raise MoesimError(f"{path} is damaged: restore it, or delete {path.parent} to measure afresh")
+    return document

@@ -2,14 +2,19 @@
 
     parent  --(task, arguments)-->  every process  --answer of each-->  parent
 
-They are fresh interpreters (no fork of a process with threads, no second run of the user's script), meet through a
-file, and end when the parent does: their pipe closes.
+They are fresh interpreters (no fork of a process with threads, no second run of the user's script) and meet through
+a file. Ctrl-C is the parent's affair: they belong to another session and ignore it. When the parent ends, however
+it does, the standard input of each ends too: a thread sees that, removes what is left and ends the process.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -21,6 +26,12 @@ from moesim.calibrate.machine import process_cores
 
 _START_S: Final = 120.0
 _ANSWER_S: Final = 300.0
+_END_S: Final = 5.0
+_CODE: Final = """import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from moesim.calibrate.workers import serve
+serve({handle}, {rank}, {ranks}, {backend!r}, {home!r})
+"""
 
 
 class Workers:
@@ -28,22 +39,28 @@ class Workers:
 
     def __init__(self, ranks: int, backend: str) -> None:
         self.home = tempfile.TemporaryDirectory(prefix="moesim-")
-        meet = Path(self.home.name, "meet").as_uri()
         self.pipes: list[Connection] = []
         self.processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(ranks):
-            ours, theirs = Pipe()
-            code = f"from {__name__} import serve; serve({theirs.fileno()}, {rank}, {ranks}, {backend!r}, {meet!r})"
-            self.processes.append(
-                subprocess.Popen([sys.executable, "-c", code], env=_environment(), pass_fds=[theirs.fileno()])
-            )
-            theirs.close()
-            self.pipes.append(ours)
         try:
+            for rank in range(ranks):
+                self._start(rank, ranks, backend)
             self._answers(_START_S)
-        except SkipError:
-            self.close()
+        except BaseException:
+            self.close(wait_s=0.0)
             raise
+
+    def _start(self, rank: int, ranks: int, backend: str) -> None:
+        ours, theirs = Pipe()
+        self.pipes.append(ours)
+        with theirs:
+            handle = theirs.fileno()
+            code = _CODE.format(handle=handle, rank=rank, ranks=ranks, backend=backend, home=self.home.name)
+            command = [sys.executable, "-c", code]
+            self.processes.append(
+                subprocess.Popen(
+                    command, env=_environment(), pass_fds=[handle], stdin=subprocess.PIPE, start_new_session=True
+                )
+            )
 
     def run(self, task: str, **arguments: Any) -> list[Any]:
         """The answer of every rank of ``module:function``, called as ``function(rank, ranks, **arguments)``."""
@@ -51,17 +68,22 @@ class Workers:
             pipe.send((task, arguments))
         return self._answers(_ANSWER_S)
 
-    def close(self) -> None:
-        """End the processes."""
+    def close(self, wait_s: float = _END_S) -> None:
+        """End the processes: those that have not ended after ``wait_s`` are killed."""
         for pipe in self.pipes:
             pipe.close()
-        for process in self.processes:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
+        deadline_s = time.monotonic() + wait_s
+        try:
+            for process in self.processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=max(deadline_s - time.monotonic(), 0.0))
+        finally:
+            for process in self.processes:
                 process.kill()
                 process.wait()
-        self.home.cleanup()
+                if process.stdin is not None:
+                    process.stdin.close()
+            self.home.cleanup()
 
     def _answers(self, timeout_s: float) -> list[Any]:
         found = []
@@ -85,12 +107,25 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([here, known] if known else [here])}
 
 
-def serve(handle: int, rank: int, ranks: int, backend: str, meet: str) -> None:
+def serve(handle: int, rank: int, ranks: int, backend: str, home: str) -> None:
     """Life of one process: join the group, then run what comes through the pipe until it closes."""
+    threading.Thread(target=_outlive_nobody, args=(home,), daemon=True).start()
+    with suppress(EOFError, OSError):  # the parent hears no more
+        _serve(Connection(handle), rank, ranks, backend, Path(home, "meet").as_uri())
+
+
+def _outlive_nobody(home: str) -> None:
+    """Wait for the end of the standard input, which is the parent's, and end this process."""
+    while os.read(0, 1):
+        pass
+    shutil.rmtree(home, ignore_errors=True)
+    os._exit(0)
+
+
+def _serve(pipe: Connection, rank: int, ranks: int, backend: str, meet: str) -> None:
     import torch
     import torch.distributed as dist
 
-    pipe = Connection(handle)
     if backend == "gloo":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         torch.set_num_threads(process_cores())
@@ -102,12 +137,10 @@ def serve(handle: int, rank: int, ranks: int, backend: str, meet: str) -> None:
         pipe.send((f"{backend}: {error}", None))
         return
     pipe.send(("", None))
-    while True:
-        try:
+    with suppress(EOFError):
+        while True:
             task, arguments = pipe.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
-            break
-        pipe.send(_answer(task, rank, ranks, arguments))
+            pipe.send(_answer(task, rank, ranks, arguments))
     dist.destroy_process_group()
 
 
