@@ -1,4 +1,4 @@
-"""The command: refusals, resumption, budget, interruption, kill -9. No GPU is needed."""
+"""The command: resumption, skipped points, budget, interruption, kill -9. No GPU is needed."""
 
 import importlib.util
 import json
@@ -12,12 +12,10 @@ import time
 import pytest
 import torch
 
-from moesim.calibrate import command, lock, machine, main, options, run
+from moesim.calibrate import command, lock, machine, main, run
 from moesim.calibrate.bench import SkipError
 from moesim.calibrate.grid_cpu import cpu_points
-from moesim.cli import main as moesim
 
-no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 FOUND = {
     "value": "1e9", "time_us": "2.5", "spread": "0.1", "repeats": "10", "tokens_per_expert": "1;2", "flops": "1",
     "bytes": "1", "basis": "measured", "source": "test",
@@ -58,102 +56,6 @@ def call(out, *options):
 def folder(out):
     [found] = out.iterdir()
     return found
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        pytest.param(
-            [], "no CUDA GPU found: run this on the machine to calibrate, or add --device cpu to measure this CPU",
-            marks=no_gpu,
-        ),
-        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
-        (["--fast"], "unrecognized arguments: --fast (see: python -m moesim.calibrate --help)"),
-        (["--device", "cpu", "--only", "gems"], "unknown --only 'gems': did you mean gemm?"),
-        *(
-            (["--device", "cpu", "--budget", budget], f"--budget {budget}: give seconds above zero, for example 300")
-            for budget in ("0", "-3", "nan", "inf", "x", "")
-        ),
-        *(
-            (["--device", "cpu", "--seed", seed], f"--seed {seed}: give a whole number, 0 or more")
-            for seed in ("-1", "x", "1.5", "9" * 30)
-        ),
-        (["--device", "cpu", "--name", "--"], "argument --name: expected one argument"),
-        *(
-            (["--device", "cpu", "--name", name], "give at most 100 characters with a letter a-z or a digit and no")
-            for name in ("", "...", "日本", "a/b", "..\\b", "a\nb", "x" * 101)
-        ),
-        (["--device", "cpu", "--out", ""], "--out '': give a folder"),
-        (["--device", "cpu", "--out", "/dev/null/x"], "choose a folder that can be written"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line_and_exit_code_2(options, said, capsys):
-    assert main(options) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("moesim: ")
-    assert said in err
-    assert err.count("\n") == 1
-
-
-@pytest.fixture
-def without(monkeypatch):
-    """``without("triton")``: as if it were not installed."""
-
-    def hide(package):
-        find_spec = machine.find_spec
-        monkeypatch.setattr(machine, "find_spec", lambda name: None if name == package else find_spec(name))
-
-    return hide
-
-
-def test_without_torch_the_refusal_says_what_to_install(without, tmp_path, capsys):
-    without("torch")
-    assert call(tmp_path) == 2
-    assert "torch is not installed: pip install 'moesim[calibrate]'" in capsys.readouterr().err
-
-
-def test_without_triton_a_gpu_is_refused(without, monkeypatch, capsys):
-    without("triton")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert main([]) == 2
-    assert capsys.readouterr().err.startswith("moesim: triton is not installed: pip install 'moesim[calibrate]'")
-
-
-def test_without_triton_a_cpu_leaves_out_its_table_and_measures_it_once_triton_is_there(
-    stub, without, monkeypatch, tmp_path, capsys
-):
-    first = stub()
-    with monkeypatch.context():
-        without("triton")
-        assert call(tmp_path, "--only", "kernels") == 2
-        assert "triton is not installed: pip install 'moesim[calibrate]'" in capsys.readouterr().err
-        assert call(tmp_path, "--quick") == 0
-    assert "kernels" not in {point.table for point in first.seen}
-    assert "kernels.csv is left out; for it: pip install 'moesim[calibrate]'" in capsys.readouterr().err
-    monkeypatch.setattr(machine, "find_spec", importlib.util.find_spec)
-    second = stub()
-    assert call(tmp_path, "--quick") == 0
-    assert {point.table for point in second.seen} == {"kernels"}
-
-
-def test_the_options_are_frozen_and_moesim_calibrate_has_them_too(capsys):
-    assert moesim(["calibrate", "--help"]) == 0
-    text = capsys.readouterr().out
-    assert set(re.findall(r"--[a-z]+", text.partition("options:")[2])) >= {"--out", "--device"}
-    flags = {flag for action in options.parser("x")._actions for flag in action.option_strings if len(flag) > 2}
-    assert flags == {
-        "--help", "--out", "--device", "--quick", "--budget", "--only", "--seed", "--name", "--list", "--json",
-    }  # fmt: skip
-
-
-@no_gpu
-def test_moesim_calibrate_refuses_as_the_module_does(capsys):
-    assert moesim(["calibrate", "--quick"]) == 2
-    assert "no CUDA GPU found" in capsys.readouterr().err
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------
@@ -234,6 +136,23 @@ def test_a_lost_gpu_ends_the_process_and_the_next_tries_that_point_last(stub, tm
     assert call(tmp_path, "--quick") == 0
     assert len(again.seen) > 60
     assert again.seen[-1] == measures.seen[-1]
+
+
+def test_without_triton_a_cpu_leaves_out_its_table_and_measures_it_once_triton_is_there(
+    stub, monkeypatch, tmp_path, capsys
+):
+    first = stub()
+    find_spec = importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "find_spec", lambda name: None if name == "triton" else find_spec(name))
+        assert call(tmp_path, "--only", "kernels") == 2
+        assert "triton is not installed: pip install 'moesim[calibrate]'" in capsys.readouterr().err
+        assert call(tmp_path, "--quick") == 0
+    assert "kernels" not in {point.table for point in first.seen}
+    assert "kernels.csv is left out; for it: pip install 'moesim[calibrate]'" in capsys.readouterr().err
+    second = stub()
+    assert call(tmp_path, "--quick") == 0
+    assert {point.table for point in second.seen} == {"kernels"}
 
 
 def test_list_counts_and_measures_nothing(stub, tmp_path, capsys):

@@ -41,8 +41,9 @@ def test_every_table_of_a_cpu_is_there_and_nothing_is_skipped(measured):
     assert home.name.startswith("cpu-")
 
 
-def test_a_plan_reads_the_tables_and_the_cluster_file(measured):
-    _, home = measured
+def test_a_plan_reads_the_tables_and_the_cluster_file(measured, monkeypatch):
+    out, home = measured
+    monkeypatch.setenv("MOESIM_PROFILES", str(out))
     for table in ("expert_ffn", "gemm", "attention"):
         assert read_table(home / f"{table}.csv", table).rows >= 10
     stated = sheet(read_meta(home / "meta.json"), home)
