@@ -26,6 +26,7 @@ class Timer(Protocol):
     """Seconds of one of some equal calls."""
 
     events_used: int
+    lost: bool
 
     def __call__(self, calls: Sequence[Call], graph: bool = True) -> Timing: ...
 
@@ -49,8 +50,10 @@ class Bench:
             self.group = group
 
     def leave(self) -> None:
-        """Free what the group shared; what can be closed is closed."""
+        """Free what the group shared; RuntimeError where this process can time nothing any more."""
         self.close()
+        if self.timer.lost:
+            raise RuntimeError("no CUDA graph can be captured any more: a new process is needed")
         if self.device == "cuda":
             import torch
 

@@ -8,6 +8,7 @@ CPU    a clock around a loop long enough to be read
 """
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Final, NamedTuple
 Call = Callable[[], object]
 
 _REPLAY_S: Final = 1e-3  # shortest timed region: the launch of a graph and the events weigh little in it
-_MOST_LAUNCHES: Final = 64
+_MOST_LAUNCHES: Final = 64  # in one graph; also the most replays of it in one timed region
 _CPU_REGION_S: Final = 2e-4
 _LONG_S, _VERY_LONG_S = 20e-3, 100e-3
 
@@ -59,6 +60,7 @@ class CpuTimer:
     """Times calls on this CPU."""
 
     events_used = 0  # calls that were timed without a graph though one was wanted
+    lost = False
 
     def __call__(self, calls: Sequence[Call], graph: bool = True) -> Timing:
         """Seconds of one of ``calls``; ``graph`` is for GPUs."""
@@ -85,6 +87,7 @@ class CudaTimer:
 
     def __init__(self) -> None:
         self.events_used = 0
+        self.lost = False  # no graph can be captured in this process any more
 
     def __call__(self, calls: Sequence[Call], graph: bool = True) -> Timing:
         """Seconds of one of ``calls``, as a graph if it can be captured."""
@@ -97,13 +100,30 @@ class CudaTimer:
         launches = min(max(1, round(_REPLAY_S / estimate_s)), _MOST_LAUNCHES)
         launches = max(launches, min(len(calls), _MOST_LAUNCHES)) if estimate_s < _LONG_S else 1
         sequence = [calls[i % len(calls)] for i in range(launches)]
-        captured = _captured(sequence) if graph else None
-        if graph and captured is None:
+        captured = self._graph(sequence) if graph else None
+        once: Call = captured.replay if captured is not None else lambda: _all(sequence)
+        region_s, times = _events_s(once), 1
+        if captured is not None and region_s < _REPLAY_S:  # the estimate was the host's time, not the GPU's
+            region_s = _events_s(once)  # the first one also brought the graph to the GPU
+            times = min(math.ceil(_REPLAY_S / region_s), _MOST_LAUNCHES)
+        samples = _replays_s(lambda: _all([once] * times), repeats_for(region_s * times))
+        return summary([sample / (launches * times) for sample in samples])
+
+    def _graph(self, calls: Sequence[Call]) -> Any:
+        """The calls as a graph, or None where they alone cannot be captured; RuntimeError where nothing can."""
+        captured = _captured(calls)
+        if captured is None:
             self.events_used += 1
-        replay: Call = captured.replay if captured is not None else lambda: _all(sequence)
-        region_s = _events_s(replay)
-        samples = _replays_s(replay, repeats_for(region_s))
-        return summary([sample / launches for sample in samples])
+            self.lost = _captured([_tiny()]) is None
+        if self.lost:
+            raise RuntimeError("a failed capture left this process unable to capture any CUDA graph")
+        return captured
+
+
+def _tiny() -> Call:
+    import torch
+
+    return torch.ones(1, device="cuda").neg_
 
 
 def _all(calls: Sequence[Call]) -> None:
