@@ -1,14 +1,18 @@
 """One rank's expert layer with its tokens, as tensors: what expert_ffn and kernels points start from.
 
-Where the experts that a call touches would fit in the last-level cache, the calls use different ones: the
-choices are shifted to other experts, and where all of them would fit, copies of the weights are used in turn.
+Where the weights that a call reads would fit in the last-level cache, the calls use different ones, until all
+together are twice that cache: the choices are shifted to other experts, and where all of them would fit, copies of
+the weights are used in turn.
 """
 
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from moesim.calibrate.bench import Bench
+from moesim.calibrate.bench import MOST_COPIES, Bench
 from moesim.calibrate.loads import IntArray, choices, rank_load, tokens_per_expert
 from moesim.calibrate.points import Point
 from moesim.calibrate.torch_layer import make_weights
@@ -38,8 +42,8 @@ class Case(NamedTuple):
         return torch.from_numpy(self.tokens_E)
 
 
-def make_case(bench: Bench, point: Point) -> Case:
-    """The case of an expert_ffn or kernels point."""
+def make_case(bench: Bench, point: Point, reads: float = 1.0) -> Case:
+    """The case of an expert_ffn or kernels point; ``reads``: the share of an expert's weights that a call reads."""
     n, rng = point.number, bench.rng(point)
     ep, tp = n.get("ep", 1), n.get("tp", 1)
     dtype = point.text["dtype"].replace("fp32", "bf16")
@@ -50,17 +54,15 @@ def make_case(bench: Bench, point: Point) -> Case:
     made = 3.0 * hidden * ffn * local * 2.0 * (1.2 if dtype == "bf16" else 3.0)  # quantising works in wider numbers
     rows = int(rank.tokens_E.sum()) + 128 * local
     bench.require(_WORK_VALUES * 2.0 * rows * (hidden + ffn) + (0.0 if "experts 0" in bench.kept else made))
-    copies = bench.copies(each * local)
+    copies = bench.copies(reads * each * local) if reads else 1
     weights = [bench.keep("experts 0", lambda: _experts(bench, point, local, ffn))]
     weights += [bench.keep(f"experts {i}", lambda: _clone(weights[0])) for i in range(1, copies)]
-    active = int((rank.tokens_E > 0).sum())
-    calls = max(copies, bench.copies(each * active))
-    step = -(-local // calls)
+    wanted_pairs = math.ceil(2.0 * bench.l2_bytes / (reads * each)) if reads else 1
     experts_TK = torch.from_numpy(rank.choices_TK).to(torch.int32 if point.text["kernel"] != "torch_cpu" else None)
     variants = []
-    for i in range(calls):
-        shifted = torch.where(experts_TK >= 0, (experts_TK + i * step) % local, -1).to(experts_TK.dtype)
-        variants.append((weights[i % copies], shifted.to(bench.device)))
+    for copy, shift in shifts(rank.tokens_E > 0, copies, wanted_pairs):
+        shifted = torch.where(experts_TK >= 0, (experts_TK + shift) % local, -1).to(experts_TK.dtype)
+        variants.append((weights[copy], shifted.to(bench.device)))
     random_TK = torch.from_numpy(rng.random(rank.choices_TK.shape, dtype="float32")).to(bench.device)
     return Case(
         x_TH=bench.randn(len(rank.choices_TK), hidden),
@@ -70,6 +72,23 @@ def make_case(bench: Bench, point: Point) -> Case:
         ffn=ffn,
         dtype=dtype,
     )
+
+
+def shifts(active_E: NDArray[np.bool_], copies: int, wanted_pairs: int) -> list[tuple[int, int]]:
+    """(copy of the weights, shift of the choices) of each call; together they read ``wanted_pairs`` experts.
+
+    An expert of another copy is another one. Each call takes the shift that reads most experts not yet read;
+    fewer where all are read before, or after MOST_COPIES calls.
+    """
+    shifted_SE = np.stack([np.roll(active_E, shift) for shift in range(len(active_E))])
+    read_CE = np.zeros((copies, len(active_E)), dtype=bool)
+    found: list[tuple[int, int]] = []
+    while not found or (int(read_CE.sum()) < wanted_pairs and len(found) < MOST_COPIES and not read_CE.all()):
+        copy = len(found) % copies
+        shift = int((shifted_SE & ~read_CE[copy]).sum(axis=1).argmax())
+        read_CE[copy] |= shifted_SE[shift]
+        found.append((copy, shift))
+    return found
 
 
 def _experts(bench: Bench, point: Point, local: int, ffn: int) -> Any:

@@ -18,6 +18,14 @@ from moesim.kernels.fp8 import quantise_fp8_rows
 
 _ROUTERS: Final[dict[str, dict[str, Any]]] = {"deepseek-v3": {"score": "sigmoid", "groups": 8, "groups_kept": 4}}
 _GROUPS: Final = 8  # of Pangu's router
+READS: Final = {  # share of an expert's weights that a call reads; the other ops read none
+    "gate_up": 2 / 3,
+    "down": 1 / 3,
+    "dgrad": 2 / 3,
+    "padded_ffn": 1.0,
+    "matvec_int4": 2 / 3,
+    "matvec_ternary": 2 / 3,
+}
 _LOW_BIT: Final = {"int4": low_bit.Int4, "ternary": low_bit.Ternary}
 
 
@@ -54,6 +62,10 @@ class Tokens(NamedTuple):
     x_RH: torch.Tensor
 
 
+def _case(bench: Bench, point: Point) -> Case:
+    return make_case(bench, point, READS.get(point.text["op"], 0.0))
+
+
 def _sorted(case: Case) -> list[Tokens]:
     found = []
     for experts, experts_TK in case.variants:
@@ -80,7 +92,7 @@ def _router(bench: Bench, point: Point) -> Job:
 
 
 def _sort(bench: Bench, point: Point) -> Job:
-    case, n = make_case(bench, point), point.number
+    case, n = _case(bench, point), point.number
     block = tiles.block_for(case.load, case.dtype)
     calls: list[Call] = [
         partial(permuting.sort_by_expert, experts_TK, n["experts"], block) for _, experts_TK in case.variants
@@ -89,14 +101,14 @@ def _sort(bench: Bench, point: Point) -> Job:
 
 
 def _permute(bench: Bench, point: Point) -> Job:
-    case, n = make_case(bench, point), point.number
+    case, n = _case(bench, point), point.number
     tokens = _sorted(case)
     calls: list[Call] = [partial(permuting.permute, case.x_TH, one.order) for one in tokens]
     return Job(calls, permuting.permute_cost(n["tokens"], n["top_k"], n["hidden"], 2.0), _used(tokens[0].order))
 
 
 def _unpermute(bench: Bench, point: Point) -> Job:
-    case, n = make_case(bench, point), point.number
+    case, n = _case(bench, point), point.number
     tokens = _sorted(case)
     calls: list[Call] = [partial(permuting.unpermute, one.x_RH, one.order, case.weights_TK) for one in tokens]
     return Job(calls, permuting.unpermute_cost(n["tokens"], n["top_k"], n["hidden"], 2.0))
@@ -104,7 +116,7 @@ def _unpermute(bench: Bench, point: Point) -> Job:
 
 def _gemm(bench: Bench, point: Point) -> Job:
     """gate_up: [R, H] to [R, F] with SwiGLU; down: [R, F] to [R, H]."""
-    case, n, up = make_case(bench, point), point.number, point.text["op"] == "gate_up"
+    case, n, up = _case(bench, point), point.number, point.text["op"] == "gate_up"
     tokens = _sorted(case)
     width, depth = (2 * case.ffn, n["hidden"]) if up else (n["hidden"], case.ffn)
     activation = "swiglu" if up else "none"
@@ -122,7 +134,7 @@ def _gemm(bench: Bench, point: Point) -> Job:
 
 def _backward(bench: Bench, point: Point) -> Job:
     """Of gate and up: dy [R, 2F] to dx [R, H], or to dw [E, 2F, H]."""
-    case, n = make_case(bench, point), point.number
+    case, n = _case(bench, point), point.number
     width, depth = 2 * case.ffn, n["hidden"]
     tokens = _sorted(case)
 
@@ -139,7 +151,7 @@ def _backward(bench: Bench, point: Point) -> Job:
 
 def _baseline(bench: Bench, point: Point) -> Job:
     """Capacity: the mean load times 1.25, and all of it where the load is balanced."""
-    case, n, op = make_case(bench, point), point.number, point.text["op"]
+    case, n, op = _case(bench, point), point.number, point.text["op"]
     tokens, top_k, experts, hidden = (n[name] for name in ("tokens", "top_k", "experts", "hidden"))
     capacity = -(-tokens * top_k * 5 // (experts * 4))
     if op.startswith("dense"):
@@ -173,7 +185,7 @@ def _baseline(bench: Bench, point: Point) -> Job:
 
 def _matvec(bench: Bench, point: Point) -> Job:
     """Gate and up of every copy, its expert's weights read for it alone."""
-    case, n = make_case(bench, point), point.number
+    case, n = _case(bench, point), point.number
     width, hidden = 2 * case.ffn, n["hidden"]
 
     def call(experts: Any, experts_TK: torch.Tensor) -> Call:
@@ -195,7 +207,7 @@ def _torch_router(bench: Bench, point: Point) -> Job:
 
 def _torch_job(bench: Bench, point: Point) -> Job:
     """One part of the plain layer; its work as the kernel of the same part counts it."""
-    case, n, op = make_case(bench, point), point.number, point.text["op"]
+    case, n, op = _case(bench, point), point.number, point.text["op"]
     tokens, top_k, hidden, experts = (n[name] for name in ("tokens", "top_k", "hidden", "experts"))
     order = torch_layer.sort(case.variants[0][1], experts)
     x_CH, h_CF = torch_layer.gather(case.x_TH, order), bench.randn(tokens * top_k, case.ffn)

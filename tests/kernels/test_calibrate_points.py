@@ -1,13 +1,14 @@
 """Every kind of point of a GPU's grid runs here at tiny sizes under the interpreter, with a timer that only runs."""
 
+import numpy as np
 import pytest
 import torch
 
-from moesim.calibrate import interference, live, live_ranks
+from moesim.calibrate import case, interference, live, live_ranks
 from moesim.calibrate.bench import Bench, SkipError
 from moesim.calibrate.expert_ffn import measure as measure_layer
 from moesim.calibrate.grid_gpu import gpu_points
-from moesim.calibrate.kernels import TRITON_JOBS
+from moesim.calibrate.kernels import READS, TRITON_JOBS
 from moesim.calibrate.kernels import measure as measure_kernel
 from moesim.calibrate.points import TABLES, Point
 from moesim.calibrate.shapes import Shape
@@ -92,6 +93,31 @@ def test_a_layer_that_fits_in_the_cache_uses_other_weights_in_turn(bench):
     measure_layer(bench, layer_point("bf16", "balanced", 1))
     assert len({id(one) for one in bench.kept.values()}) == 2
     assert bench.timer.calls == 8  # 2 of 16 experts at a time
+
+
+def test_the_calls_of_every_small_point_read_twice_the_cache_together(bench, monkeypatch):
+    bench.l2_bytes, bench.free_bytes = 50 * 2.0**20, lambda: 1e13
+    bench.keep = lambda name, make: name
+    monkeypatch.setattr(bench, "randn", lambda *shape: torch.empty(1))
+    points = [point for point in gpu_points(fp8=True, gpus=1) if point.table in ("expert_ffn", "kernels")]
+    checked = 0
+    for point in (point for point in points if point.number["tokens"] <= 16):
+        share = READS.get(point.text["op"], 0.0) if point.table == "kernels" else 1.0
+        found = case.make_case(bench, point, share)
+        each = share * 3 * point.number["hidden"] * found.ffn * case.VALUE_BYTES[found.dtype]
+        pairs = {(name, e) for name, chosen in found.variants for e in set(chosen.flatten().tolist()) - {-1}}
+        assert share == 0.0 or each * len(pairs) >= 2 * bench.l2_bytes, point.name
+        checked += share > 0.0
+    assert checked > 100
+
+
+def test_evenly_spaced_choices_are_shifted_off_themselves():
+    spaced = np.arange(64) % 8 == 0
+    calls = case.shifts(spaced, copies=2, wanted_pairs=100)
+    assert len(calls) == 13
+    assert len({(copy, (e + shift) % 64) for copy, shift in calls for e in range(0, 64, 8)}) == 104
+    assert case.shifts(spaced, copies=1, wanted_pairs=1) == [(0, 0)]
+    assert len(case.shifts(spaced, copies=1, wanted_pairs=1000)) == 8  # all are read
 
 
 def test_a_point_that_does_not_fit_is_skipped_with_its_size(bench):
