@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moesim.calibrate import case, interference, live, live_ranks
+from moesim.calibrate import case, gemm, interference, live, live_ranks, static_fp8
 from moesim.calibrate.bench import Bench, SkipError
 from moesim.calibrate.expert_ffn import measure as measure_layer
 from moesim.calibrate.grid_gpu import gpu_points
@@ -109,6 +109,29 @@ def test_the_calls_of_every_small_point_read_twice_the_cache_together(bench, mon
         assert share == 0.0 or each * len(pairs) >= 2 * bench.l2_bytes, point.name
         checked += share > 0.0
     assert checked > 100
+
+
+def test_a_gemm_in_fp8_quantises_its_input_in_one_kernel_and_multiplies(bench, monkeypatch):
+    launched = []
+    launch = static_fp8.quantise_static
+    monkeypatch.setattr(
+        static_fp8, "quantise_static", lambda x, inverse: launched.append(x.shape) or launch(x, inverse)
+    )
+    bench.l2_bytes = 32 * (48 + 2 * 5)  # two copies of the operands
+    found = gemm.measure(bench, Point("gemm", ("torch_scaled_mm", "fp8", 5, 48, 32), 0, "gemm"))
+    assert set(found) == set(TABLES["gemm"].found)
+    assert launched == [(5, 32)] * 3  # one is checked, two are timed
+
+
+def test_fp8_with_a_known_scale_is_exact_where_e4m3_is_and_ends_at_its_largest_value():
+    x = torch.tensor([0.5, -1.0, 448.0, 1e4, -1e4, 0.0] * 500, dtype=torch.bfloat16, device=DEVICE).view(60, 50)
+    found = static_fp8.quantise_static(x, torch.tensor(2.0, device=DEVICE)).double()
+    assert torch.equal(found, (x.double() * 2.0).clamp(-448.0, 448.0))
+
+
+def test_a_product_of_fp8_is_that_of_its_operands():
+    a_MK, w_NK = (torch.randn(n, 64, device=DEVICE).sign().bfloat16() for n in (16, 32))
+    assert torch.equal(gemm._fp8(a_MK, w_NK)(), a_MK @ w_NK.T)
 
 
 def test_evenly_spaced_choices_are_shifted_off_themselves():
