@@ -28,10 +28,12 @@ _LOW_BIT: Final = {
 }
 _OPS: Final = ("sort", "permute", "gate_up", "down", "unpermute")
 _BASELINES: Final = ("padded_ffn", "dense_dispatch", "dense_combine", "sparse_encode", "sparse_decode")
-_GEMM: Final = (  # (n, k): projections and dense layers of the same models, and squares
+_GEMM: Final = (  # (n, k): projections and dense layers of the same models, squares, and at the end gates
     (4096, 4096), (6144, 4096), (8192, 8192), (28672, 4096), (4096, 14336), (2048, 2048), (7168, 2048), (1536, 7168),
     (7168, 16384), (24576, 1536), (1024, 8192), (5120, 2880), (32768, 512), (16384, 2048), (128256, 4096),
+    (64, 2048), (32, 2880), (128, 4096), (256, 7168),
 )  # fmt: skip
+_QUICK_GATE: Final = (64, 2048)
 _GEMM_M: Final = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _HEADS: Final = ((32, 8, 128), (16, 16, 128), (64, 8, 128), (64, 8, 64), (8, 1, 128))  # query, kv, width
 
@@ -120,7 +122,7 @@ def _training_and_baselines() -> Iterator[Point]:
         for tokens in (1024, 4096, 16384):
             for load in ("balanced", "zipf:1.2"):
                 quick = (model, tokens, load) == ("olmoe-1b-7b", 4096, "balanced")
-                for op in ("dgrad", "wgrad", *_BASELINES):
+                for op in ("gate_up", "down", "dgrad", "wgrad", *_BASELINES):  # a gradient stands beside its forward
                     if not op.startswith("dense") or tokens < 16384:  # one-hot tensors: tokens x experts x capacity
                         yield _kernel(op, "bf16", MODELS[model], load, tokens, 0 if quick else 2)
 
@@ -134,7 +136,7 @@ def _gemm(fp8: bool) -> Iterator[Point]:
     for place, (n, k) in enumerate(_GEMM):
         for m in _GEMM_M:
             if m * n <= 2**30:
-                stratum = 0 if place < 3 and m in (1, 64, 1024, 8192) else 1
+                stratum = 0 if (place < 3 or (n, k) == _QUICK_GATE) and m in (1, 64, 1024, 8192) else 1
                 yield Point("gemm", ("torch_matmul", "bf16", m, n, k), stratum, "gemm")
                 if fp8 and m in _GEMM_M[::2] and place < 12:
                     yield Point("gemm", ("torch_scaled_mm", "fp8", m, n, k), min(stratum + place % 2, 2), "gemm")
@@ -172,6 +174,6 @@ def _surroundings() -> Iterator[Point]:
     for how in ("stream", "graph"):
         for kernels in (1, 4, 16, 64, 256):
             yield Point("launch", (how, kernels), 0, "launch")
-    for kernel in ("gemm", "memory"):
+    for kernel in ("gemm", "gemm_large", "memory"):
         for held in (0, 8, 16, 20, 24, 32, 48):
             yield Point("interference", (kernel, held), 0 if held in (0, 20) else 1, "interference")

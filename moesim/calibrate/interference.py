@@ -9,6 +9,7 @@ from pinned memory, which holds no SM but takes memory bandwidth.
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -50,7 +51,7 @@ def measure(bench: Bench, point: Point) -> dict[str, str]:
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     if held > sms // 2:
         raise SkipError(f"{held} SMs are more than half of this GPU's {sms}")
-    call = _gemm(bench) if point.text["kernel"] == "gemm" else _memory(bench)
+    call = KERNELS[point.text["kernel"]](bench)
     alone = samples(call, None)
     beside = samples(call, _sm_copy(held) if held else _engine_copy())
     return row(statistics.median(alone), summary(beside))
@@ -117,8 +118,8 @@ def _engine_copy() -> Hold:
     return copy
 
 
-def _gemm(bench: Bench) -> Call:
-    a, b = bench.randn(4096, 4096), bench.randn(4096, 4096)
+def _gemm(bench: Bench, side: int) -> Call:
+    a, b = bench.randn(side, side), bench.randn(side, side)
     return lambda: torch.matmul(a, b)
 
 
@@ -126,3 +127,10 @@ def _memory(bench: Bench) -> Call:
     source = bench.randn(2**27)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
+
+
+KERNELS: Final[dict[str, Callable[[Bench], Call]]] = {
+    "gemm": partial(_gemm, side=4096),  # a few waves of tiles: one SM less can cost a whole wave
+    "gemm_large": partial(_gemm, side=8192),  # four times as many: closer to the share of SMs that are left
+    "memory": _memory,
+}

@@ -7,7 +7,8 @@
     layer     all of it in one go
 
 GPU: the Triton kernels on one GPU. CPU: two expert-parallel gloo processes with the plain torch layer. Loads come
-about by a bias on the router's logits: with Gumbel noise, top-1 draws an expert by its popularity.
+about by the logits: a bias and Gumbel noise, so that top-1 draws an expert by its popularity. The tokens are made so
+that the gate itself gives those logits: nothing is added to its product, and router is one GEMM and one kernel.
 """
 
 import math
@@ -17,7 +18,7 @@ from typing import Any, Final
 import torch
 
 from moesim.calibrate.bench import Bench, check_finite, make_bench
-from moesim.calibrate.live_ranks import LiveLayer
+from moesim.calibrate.live_ranks import LiveLayer, tokens_for
 from moesim.calibrate.machine import PROCESSES, find_machine
 from moesim.calibrate.shapes import LIVE_CPU, LIVE_GPU, Shape
 from moesim.calibrate.timing import Call, summary
@@ -26,7 +27,7 @@ from moesim.calibrate.workers import Workers
 PARTS: Final = ("router", "dispatch", "experts", "combine", "layer")
 LOADS: Final = ("balanced", "zipf:1.2", "hot")
 _TOKENS: Final = {"cuda": (4096, 256, 16384), "cpu": (256, 32, 512)}
-_HOT: Final = 30.0  # on the logits of one expert: every token chooses it
+_HOT: Final = 30.0  # on the logit of one expert: every token chooses it
 
 
 def run_live(device: str, seed: int, points: int) -> list[dict[str, Any]]:
@@ -46,7 +47,7 @@ def run_live(device: str, seed: int, points: int) -> list[dict[str, Any]]:
 
 
 def biased_noise(load: str, tokens: int, experts: int, seed: int) -> torch.Tensor:
-    """Gumbel noise and the bias of a load, on the logits [T, E]."""
+    """Gumbel noise and the bias of a load: the logits [T, E]."""
     generator = torch.Generator().manual_seed(seed)
     rank_E = torch.randperm(experts, generator=generator).float()
     name, _, text = load.partition(":")
@@ -86,12 +87,12 @@ def _triton_parts(bench: Bench, shape: Shape, noise_TE: torch.Tensor) -> tuple[d
 
     tokens, count = noise_TE.shape
     experts = bench.keep("experts", lambda: make_experts(count, shape.hidden, shape.ffn, "bf16", device=bench.device))
-    gate_EH = bench.keep("gate", lambda: bench.randn(count, shape.hidden) * (0.01 / math.sqrt(shape.hidden)))
-    x_TH = bench.randn(tokens, shape.hidden)
+    gate_EH = bench.keep("gate", lambda: bench.randn(count, shape.hidden) / math.sqrt(shape.hidden))
+    x_TH = tokens_for(noise_TE, gate_EH, bench.randn(tokens, shape.hidden))
     load = tokens * shape.top_k / count
 
     def route() -> tuple[torch.Tensor, torch.Tensor]:
-        found: tuple[torch.Tensor, torch.Tensor] = router((x_TH @ gate_EH.T).float() + noise_TE, shape.top_k)
+        found: tuple[torch.Tensor, torch.Tensor] = router(x_TH @ gate_EH.T, shape.top_k)
         return found
 
     weights_TK, experts_TK = route()

@@ -29,21 +29,28 @@ class Arrived(NamedTuple):
     received: list[int]  # rows from each rank
 
 
+def tokens_for(logits_TE: torch.Tensor, gate_EH: torch.Tensor, x_TH: torch.Tensor) -> torch.Tensor:
+    """Tokens near ``x_TH`` whose product with the gate is ``logits_TE``, up to the rounding of bf16; E below H."""
+    gate, x = gate_EH.float(), x_TH.float()
+    missing_TE = logits_TE - x @ gate.T
+    return (x + torch.linalg.solve(gate @ gate.T, missing_TE.T).T @ gate).to(x_TH.dtype)
+
+
 class LiveLayer:
     """The layer of one rank with its tokens."""
 
     def __init__(self, rank: int, ranks: int, shape: Shape, noise_TE: torch.Tensor, *, copies: int, seed: int) -> None:
         torch.manual_seed(seed + rank)
-        self.rank, self.ranks, self.shape, self.noise_TE = rank, ranks, shape, noise_TE
+        self.rank, self.ranks, self.shape = rank, ranks, shape
         self.local = shape.experts // ranks
         made = [torch_layer.make_weights(self.local, shape.hidden, shape.ffn) for _ in range(copies)]
         self.weights = cycle(made)  # as the layers of a model: none is in the cache when its turn comes
-        self.gate_EH = torch_layer.random_values(shape.experts, shape.hidden, scale=0.01 * shape.hidden**-0.5)
-        self.x_TH = torch_layer.random_values(len(noise_TE), shape.hidden)
+        self.gate_EH = torch_layer.random_values(shape.experts, shape.hidden, scale=shape.hidden**-0.5)
+        self.x_TH = tokens_for(noise_TE, self.gate_EH, torch_layer.random_values(len(noise_TE), shape.hidden))
 
     def route(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and experts of each token."""
-        return torch_layer.route((self.x_TH @ self.gate_EH.T).float() + self.noise_TE, self.shape.top_k)
+        return torch_layer.route((self.x_TH @ self.gate_EH.T).float(), self.shape.top_k)
 
     def dispatch(self, experts_TK: torch.Tensor) -> Arrived:
         """Send each copy to the rank of its expert, and order what arrives by expert."""

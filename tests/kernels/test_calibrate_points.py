@@ -10,7 +10,7 @@ from moesim.calibrate.expert_ffn import measure as measure_layer
 from moesim.calibrate.grid_gpu import gpu_points
 from moesim.calibrate.kernels import READS, TRITON_JOBS
 from moesim.calibrate.kernels import measure as measure_kernel
-from moesim.calibrate.points import TABLES, Point
+from moesim.calibrate.points import TABLES, Point, ordered
 from moesim.calibrate.shapes import Shape
 from moesim.calibrate.timing import Timing
 
@@ -58,6 +58,23 @@ def asked_on_a_gpu():
 
 def test_every_op_of_the_grid_has_a_job():
     assert {op for op, _ in asked_on_a_gpu()} == set(TRITON_JOBS)
+
+
+@pytest.mark.parametrize("op", ["dgrad", "wgrad"])
+def test_every_gradient_of_the_grid_stands_beside_its_forward_pass(op):
+    strata = {point.values: point.stratum for point in ordered(gpu_points(True, 1)) if point.table == "kernels"}
+    gradients = [values for values in strata if values[0] == op]
+    assert {values[4] for values in gradients} == {"balanced", "zipf:1.2"}
+    assert min(strata[values] for values in gradients) == 0
+    for values in gradients:
+        for forward in ("gate_up", "down"):
+            assert strata[forward, *values[1:]] <= strata[values]
+
+
+def test_the_grid_multiplies_as_gates_do_and_disturbs_every_kernel():
+    points = list(gpu_points(fp8=True, gpus=1))
+    assert {point.values[3] for point in points if point.table == "gemm"} >= {64, 128, 256}
+    assert {point.values[0] for point in points if point.table == "interference"} == set(interference.KERNELS)
 
 
 @pytest.mark.parametrize(("op", "dtype"), asked_on_a_gpu())
@@ -184,6 +201,15 @@ def test_the_parts_of_a_live_layer_on_one_gpu_make_the_layer(bench):
     assert torch.bincount(experts_TK.flatten().long(), minlength=8).max() == 7
     calls["router"](), calls["dispatch"](), calls["experts"]()
     assert torch.allclose(calls["combine"]().float(), calls["layer"]().float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("load", live.LOADS)
+def test_the_gate_of_a_live_layer_gives_the_logits_of_the_load(load):
+    with torch.random.fork_rng():
+        wanted_TE = live.biased_noise(load, 50, 8, seed=3)
+        gate_EH, x_TH = (torch.randn(n, 128).bfloat16() / 128**0.5 for n in (8, 50))
+    found_TE = live_ranks.tokens_for(wanted_TE, gate_EH, x_TH).double() @ gate_EH.double().T
+    assert (found_TE - wanted_TE).abs().max() < 0.02 * wanted_TE.abs().max()
 
 
 def test_rows_of_a_live_layer_on_one_gpu_say_what_was_run(bench):
