@@ -3,14 +3,26 @@
 prefill      scaled_dot_product_attention, causal
 decode, gqa  one new query a sequence: the query heads that share a key become rows, so its cache is read once
 decode, mla  the absorbed form: all heads attend to one latent of 576 values, whose first 512 are the values
+
+On a GPU scaled_dot_product_attention would choose between kernels by itself, differently from shape to shape: here
+each is asked for, and the fastest counts. The row says ``torch`` all the same: its name is the point's.
 """
 
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from moesim.calibrate.bench import Bench, check_finite
+from moesim.calibrate.bench import Bench, SkipError, check_finite
 from moesim.calibrate.points import Point
-from moesim.calibrate.timing import Call
+from moesim.calibrate.timing import Call, Timing
+
+_FAST: Final = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+_ELSE: Final = (SDPBackend.EFFICIENT_ATTENTION,)  # values narrower than keys, as MLA's, where neither runs
 
 
 def measure(bench: Bench, point: Point) -> dict[str, str]:
@@ -25,8 +37,37 @@ def measure(bench: Bench, point: Point) -> dict[str, str]:
     copies = bench.copies(cache + rest)
     bench.require(copies * (cache + rest) + scores)
     calls = [make(bench, point) for _ in range(copies)]
-    check_finite(calls[0]())
-    return bench.timer(calls).columns()
+    if latent or bench.device == "cpu":
+        check_finite(calls[0]())
+        return bench.timer(calls).columns()
+    return fastest(bench, calls).columns()
+
+
+def fastest(bench: Bench, calls: Sequence[Call]) -> Timing:
+    """The least time of the attention kernels that take these shapes; the last one's error where none does."""
+    found: list[Timing] = []
+    error: Exception = SkipError("no attention kernel takes this shape")
+    for backend in (*_FAST, *_ELSE):
+        if found and backend in _ELSE:
+            break
+        chosen = [partial(_with, backend, call) for call in calls]
+        try:
+            with warnings.catch_warnings():  # that a kernel does not take these shapes is an error as well
+                warnings.simplefilter("ignore")
+                check_finite(chosen[0]())
+                found.append(bench.timer(chosen))
+        except (RuntimeError, SkipError) as why:
+            error = why
+        if bench.timer.lost:
+            raise error
+    if not found:
+        raise error
+    return min(found)
+
+
+def _with(backend: SDPBackend, call: Call) -> object:
+    with sdpa_kernel(backend):
+        return call()
 
 
 def _key_heads(point: Point) -> int:
