@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from moesim.calibrate import timing
-from moesim.calibrate.bench import Bench
+from moesim.calibrate.bench import Bench, make_bench
 from moesim.calibrate.timing import CpuTimer, CudaTimer, Timing, figure, repeats_for, summary
+from moesim.errors import MoesimError
 
 
 def test_a_timing_is_the_median_and_its_spread():
@@ -129,3 +130,20 @@ def test_a_cpu_timing_takes_the_calls_in_turn():
 @pytest.mark.parametrize(("value", "text"), [(1234567.0, "1234567"), (0.000012, "0.000012"), (2.5, "2.5"), (0.0, "0")])
 def test_figures_have_no_exponent(value, text):
     assert figure(value) == text
+
+
+def test_without_a_c_compiler_the_gpu_is_refused_in_one_line_before_any_point(monkeypatch):
+    def no_compiler(*_, **__):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    for name in ("Stream", "set_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    for name in ("ones", "zeros"):
+        monkeypatch.setattr(torch, name, lambda *_, device: None)
+    monkeypatch.setattr("moesim.calibrate.interference.hold_sms", no_compiler)
+    with (
+        torch.random.fork_rng(),
+        pytest.raises(MoesimError, match=r"Failed to find C compiler.*python3-dev") as refusal,
+    ):
+        make_bench("cuda", l2_bytes=1.0, seed=0)
+    assert "\n" not in str(refusal.value)

@@ -13,6 +13,7 @@ import numpy as np
 from moesim.calibrate.machine import process_cores
 from moesim.calibrate.points import Point
 from moesim.calibrate.timing import Call, CpuTimer, CudaTimer, Timing
+from moesim.errors import MoesimError
 
 MOST_COPIES: Final = 32  # of operands, to exceed the last-level cache
 SHARE_OF_MEMORY: Final = 0.8
@@ -105,7 +106,7 @@ def check_finite(found: Any) -> None:
 
 
 def make_bench(device: str, l2_bytes: float, seed: int) -> Bench:
-    """The bench of this machine's GPU or CPU."""
+    """The bench of this machine's GPU or CPU; MoesimError where triton cannot compile for the GPU."""
     import torch
 
     torch.manual_seed(seed)
@@ -113,7 +114,26 @@ def make_bench(device: str, l2_bytes: float, seed: int) -> Bench:
         torch.set_num_threads(process_cores())
         return Bench(device=device, l2_bytes=l2_bytes, timer=CpuTimer(), seed=seed, free_bytes=_free_ram)
     torch.cuda.set_stream(torch.cuda.Stream())
+    _check_triton()
     return Bench(device=device, l2_bytes=l2_bytes, timer=CudaTimer(), seed=seed, free_bytes=_free_vram)
+
+
+def _check_triton() -> None:
+    """Compile and run one kernel: better one error now than one for each point."""
+    import torch
+
+    from moesim.calibrate.interference import hold_sms
+
+    try:
+        one, other = torch.ones(1, device="cuda"), torch.zeros(1, device="cuda")
+        hold_sms(one, other, programs=1, rounds=1)
+        torch.cuda.synchronize()
+    except Exception as error:
+        why = (str(error).splitlines() or [""])[0]
+        raise MoesimError(
+            f"triton cannot run a kernel here ({type(error).__name__}: {why}): "
+            "install a C compiler (gcc) and the headers of this Python (python3-dev)"
+        ) from error
 
 
 def _free_vram() -> float:
