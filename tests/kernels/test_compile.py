@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_BYTES = {90: 227 * 1024, 80: 163 * 1024}
 INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "cp.async.bulk.tensor", "cp.async.cg")
 GEMMS = ("_grouped_gemm_kernel", "_low_bit_kernel", "_dgrad_kernel", "_wgrad_kernel")
+OTHERS = (  # what else calibration and validation launch
+    "_permute_kernel", "_unpermute_kernel", "_router_kernel", "_sort_chunk_kernel", "_rank_kernel", "_scan_kernel",
+    "_place_kernel", "_slot_kernel", "_matvec_kernel", "_copy_rounds",
+)  # fmt: skip
 SPILLED_BYTES = {"gelu": 256, "_low_bit_kernel": 64}  # at most: erf after the loop over K; Ampere's 128 rows
 
 
@@ -26,7 +30,8 @@ def launches(hopper: bool) -> None:
     """One launch of each variant that the launchers start on such a GPU."""
     import torch
 
-    from moesim.kernels import backward, expert_ffn, grouped_gemm, low_bit, permute, router, sort
+    from moesim.calibrate import interference, static_fp8
+    from moesim.kernels import backward, baselines, expert_ffn, grouped_gemm, low_bit, matvec, permute, router, sort
 
     experts_TK, weights_TK = torch.zeros(32, 2, dtype=torch.int64), torch.zeros(32, 2)
     router.router(torch.zeros(32, 64), 4)
@@ -46,6 +51,14 @@ def launches(hopper: bool) -> None:
             low_bit.grouped_gemm_low_bit(x_RH, weights, order, activation="swiglu")
         backward.grouped_dgrad(x_RH, w, order)
     backward.grouped_wgrad(x_RH, x_RH, order)
+    for count in (2, 256):  # several chunks, bins of one and of two chunks
+        sort.sort_by_expert(torch.zeros(300, 2, dtype=torch.int32), count, 16)
+    baselines.capacity_slots(experts_TK, 2, 16)
+    for weights in (low_bit.quantise_int4(w), low_bit.quantise_ternary(w)):
+        matvec.matvec_low_bit(x_TH, weights, experts_TK.flatten().int(), activation="swiglu")
+    interference.hold_sms(torch.zeros(2**14), torch.zeros(2**14), programs=16, rounds=1)
+    if hopper:
+        static_fp8.quantise_static(x_TH, torch.ones(()))
 
 
 def compile_all(capability: int) -> list[dict]:
@@ -114,7 +127,7 @@ def compiled(request, tmp_path_factory):
 
 def test_every_kernel_compiles_fits_and_keeps_its_registers(compiled):
     capability, found = compiled
-    assert {one["name"] for one in found} >= {*GEMMS, "_permute_kernel", "_unpermute_kernel", "_router_kernel"}
+    assert {one["name"] for one in found} >= {*GEMMS, *OTHERS, *(["_to_fp8"] if capability == 90 else [])}
     for one in found:
         assert one["shared_bytes"] <= SHARED_BYTES[capability], one
         assert one["registers"] * one["threads"] <= 65536, one
