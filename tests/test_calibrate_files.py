@@ -232,3 +232,22 @@ def test_a_table_without_rows_is_no_file(tmp_path):
     afresh = started(tmp_path, {"device": "Y"})
     afresh.finish(META, {})
     assert not (store.folder / "gemm.csv").exists()
+
+
+def test_a_point_in_which_the_process_died_is_tried_last(tmp_path):
+    store = started(tmp_path)
+    store.begin(gemm(1))
+    store.add(gemm(1), FOUND)
+    store.begin(gemm(2))  # and the process is gone
+    started(tmp_path)  # dies again, before its first point
+    again = Store(tmp_path / "x", IDENTITY)
+    assert [again.tried(gemm(m)) for m in (2, 3)] == [2, 0]
+    assert again.reason(gemm(2)) == "the GPU failed: the process ended in this point"
+    assert again.done(gemm(1))
+
+
+def test_a_run_that_ends_in_order_blames_no_point(tmp_path):
+    store = started(tmp_path)
+    store.begin(gemm(1))
+    store.end()
+    assert Store(tmp_path / "x", IDENTITY).skipped == {}

@@ -30,6 +30,10 @@ _ARCHITECTURES: Final = {
 }  # fmt: skip
 # Dense bf16 FLOPs of one SM in one clock. NVIDIA architecture papers; others are taken at the measured rate.
 _FLOPS_PER_CLOCK: Final = {(8, 0): 2048, (8, 6): 512, (8, 9): 1024, (9, 0): 4096}
+_MEASURING: Final = (  # files that decide what a row says
+    "attention", "bench", "case", "collectives", "copies", "expert_ffn", "gemm", "interference", "kernels", "launch",
+    "loads", "peaks", "static_fp8", "timing", "torch_layer",
+)  # fmt: skip
 PROCESSES: Final = 2  # that a CPU is calibrated as: the ranks of its cluster
 _DEFAULT_CACHE: Final = 32 * 2**20
 
@@ -105,7 +109,8 @@ def installed(package: str) -> str:
 def identity(machine: Machine, seed: int) -> dict[str, str]:
     """What must be equal for two runs to be one profile."""
     gpu = machine.device == "cuda"
-    code = sorted(_kernels_folder().glob("*.py")) if gpu else [Path(__file__).with_name("torch_layer.py")]
+    kernels = sorted(_kernels_folder().glob("*.py")) if gpu else []
+    code = [*kernels, *(Path(__file__).with_name(f"{name}.py") for name in _MEASURING)]
     return {
         "format": "1",
         "device": machine.full_name,

@@ -11,7 +11,7 @@ from moesim.calibrate.points import Point
 from moesim.calibrate.progress import Bar
 from moesim.calibrate.store import LOST, Store
 
-_CLOCKS_EVERY_S: Final = 5.0
+_CLOCKS_EVERY_S: Final = 30.0  # nvidia-smi may hold the driver for half a second
 DONE, BUDGET, INTERRUPTED, BROKEN = "done", "budget", "interrupted", "broken"
 
 
@@ -24,6 +24,7 @@ def measure_all(
         for point in points:
             if time.monotonic() >= deadline_s:
                 return BUDGET
+            store.begin(point)
             bench.enter(point.group)
             if not _measure(point, bench, store):
                 return BROKEN
@@ -34,6 +35,7 @@ def measure_all(
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
+        store.end()
         bar.close()
     return DONE
 

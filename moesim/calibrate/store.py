@@ -3,6 +3,7 @@
     .partial/run.json       what may be mixed: device, torch, triton, code
     .partial/<table>.csv    one line per measured point, on the disk before the next is measured
     .partial/skipped.csv    points that could not be measured
+    .partial/current        the point at work: one in which the process ended is tried last
     <table>.csv             written beside and renamed, all at the end of a run
 
 A line without its end is dropped. Rows of another device, torch, triton, code or seed are measured again, and so
@@ -22,6 +23,7 @@ from moesim.errors import MoesimError
 
 _SKIPPED: Final = ("table", "point", "reason")
 LOST: Final = "the GPU failed: "  # begins the reason of a point after which nothing else could be measured
+_DIED: Final = f"{LOST}the process ended in this point"
 
 
 class Store:
@@ -60,6 +62,17 @@ class Store:
             shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True, exist_ok=True)
         write_whole(self.partial / "run.json", json.dumps(self.identity, indent=1) + "\n")
+        for table, name in _point_in(self.partial / "current"):
+            _append(self.partial / "skipped.csv", _SKIPPED, [table, name, _DIED])
+        self.end()
+
+    def begin(self, point: Point) -> None:
+        """Note the point at work, so that a process that dies in it tells the next one."""
+        (self.partial / "current").write_text(f"{point.table}\n{point.name}\n", encoding="utf-8")
+
+    def end(self) -> None:
+        """No point is at work: the run ends in an orderly way."""
+        (self.partial / "current").unlink(missing_ok=True)
 
     def add(self, point: Point, found: dict[str, str]) -> None:
         """Keep a measured row."""
@@ -107,6 +120,8 @@ class Store:
                 self._take(table, self.partial / f"{table}.csv")
             for row in _lines(self.partial / "skipped.csv", _SKIPPED):
                 self.skipped[row[0], row[1]] = row[2]
+            for died in _point_in(self.partial / "current"):
+                self.skipped[died] = _DIED
         elif known:
             self.dropped = self.dropped or _changes(known, self.identity)
         self.skipped = {point: why for point, why in self.skipped.items() if point[1] not in self.rows[point[0]]}
@@ -120,6 +135,12 @@ class Store:
 def skipped_text(skipped: dict[tuple[str, str], str]) -> list[str]:
     """One sentence per skipped point: ``gemm torch_matmul,bf16,1,2,3: reason``."""
     return [f"{table} {name}: {reason}" for (table, name), reason in sorted(skipped.items())]
+
+
+def _point_in(path: Path) -> list[tuple[str, str]]:
+    """The table and the name of the point that a dead process was at, if any."""
+    parts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [(parts[0], parts[1])] if len(parts) == 2 and parts[0] in TABLES else []
 
 
 def _skipped(sentences: list[str]) -> list[tuple[tuple[str, str], str]]:
