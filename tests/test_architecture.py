@@ -20,7 +20,7 @@ HEAVY = ("numpy", "pandas", "matplotlib", "networkx", "simpy", "pydantic", "yaml
 OTHERS = ("torch", "triton", "kernels", "studies", "tests")
 GPU = ("torch", "triton", "moesim.kernels")  # calibrate's alone
 # Where calibrate may write to the user: its entry point, and one file.
-TALKING = ("calibrate/__main__.py", "calibrate/progress.py")
+TALKING = ("calibrate/__main__.py", "calibrate/progress.py", "calibrate/report.py")
 NOT_WITH_TORCH_ALONE = (*HEAVY[1:], "click")  # python -m moesim.calibrate: standard library, numpy, torch, triton
 ENTRY = ("", "__main__")  # moesim/__init__.py and moesim/__main__.py are no rooms
 
