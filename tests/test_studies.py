@@ -6,6 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from moesim.errors import MoesimError
+from moesim.profile import shipped_folder
+
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 
 
@@ -28,3 +31,45 @@ def test_the_speed_study_leaves_a_table_and_a_picture(study, monkeypatch, tmp_pa
     assert (frame["value"] > 0).all()
     assert (tmp_path / "planner_speed.png").stat().st_size > 10_000
     assert "SimPy" in capsys.readouterr().out
+
+
+@pytest.fixture
+def baseline(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    import expert_baseline
+
+    yield expert_baseline
+    sys.modules.pop("expert_baseline", None)
+
+
+def published(path, models):
+    """A table in the layout of docs/validation.md, from the shipped H200 rows of some models."""
+    rows = pd.read_csv(shipped_folder() / "h200" / "expert_ffn.csv")
+    kernel = "vllm_unquantizedfusedmoe_triton_tritonexperts"
+    rows = rows[rows["model"].isin(models) & (rows["kernel"] == kernel) & (rows["dtype"] == "bf16") & (rows["ep"] == 1)]
+    layout = {
+        "model": "model_hint", "tokens": "num_tokens", "ffn": "inter", "experts": "num_experts", "top_k": "topk",
+        "load": "distribution", "time_us": "latency_us",
+    }  # fmt: skip
+    rows = rows.rename(columns=layout).assign(
+        gpu="H200", dtype="bfloat16", measured_scope="fused_moe_rank0", source="shipped",
+        distribution=rows["load"].str.replace("power-law:", "power_law_"),
+    )  # fmt: skip
+    rows.to_csv(path, index=False)
+
+
+def test_the_baseline_study_sets_both_predictors_side_by_side(baseline, monkeypatch, tmp_path, capsys):
+    published(
+        tmp_path / "kernel_moe_aic_h200.csv", ["Mixtral-8x7B", "Mixtral-8x22B", "Qwen3-30B-A3B", "Qwen3-235B-A22B"]
+    )
+    monkeypatch.setattr(sys, "argv", ["expert_baseline", str(tmp_path), "--out", str(tmp_path)])
+    baseline.main()
+    table = pd.read_csv(tmp_path / "expert_baseline.csv")
+    assert {"moesim_median_pct", "boosting_median_pct", "inside_pct"} <= set(table)
+    assert table["n"].gt(50).all()
+    assert "moesim" in capsys.readouterr().out
+
+
+def test_the_baseline_study_refuses_a_folder_without_tables(baseline, tmp_path):
+    with pytest.raises(MoesimError, match="has no kernel_moe_aic"):
+        baseline.read(tmp_path)
