@@ -34,21 +34,6 @@ BLOCK_BYTES: Final = 2048  # of one row that a program moves: 16 bytes a thread
 SLAB: Final = 16  # rows that one program clears of what they held
 
 
-def permute_reference(x_TH: torch.Tensor, order: Sorted) -> torch.Tensor:
-    """x_RH: each copy's token in its row, zeros in all others."""
-    padded = torch.cat([x_TH, torch.zeros_like(x_TH[:1])])
-    token_R = torch.div(order.source_R, order.top_k, rounding_mode="floor")
-    return padded[token_R.long()]
-
-
-def unpermute_reference(y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
-    """y_TH: the weighted sum of each token's rows in float64; without weights the plain sum."""
-    here_TK = order.row_TK >= 0
-    weights = here_TK.double() if weights_TK is None else weights_TK.double() * here_TK
-    rows_TKH = y_RH.double()[order.row_TK.clamp(min=0).long()]
-    return (torch.where(here_TK[..., None], rows_TKH, 0.0) * weights[..., None]).sum(1)
-
-
 @triton.jit
 def _clear_padding(out_RH_ptr, counts_ptr, offsets_ptr, block_expert_ptr, slab, cols, rows, block, hidden,
                    SLAB: tl.constexpr):  # fmt: skip
@@ -62,6 +47,23 @@ def _clear_padding(out_RH_ptr, counts_ptr, offsets_ptr, block_expert_ptr, slab, 
         at = row.to(tl.int64)[:, None] * hidden + cols[None, :]
         zero = tl.zeros((SLAB, cols.shape[0]), dtype=out_RH_ptr.dtype.element_ty)
         tl.store(out_RH_ptr + at, zero, mask=padding[:, None] & (cols < hidden)[None, :])
+
+
+def _checked(array: torch.Tensor, lines: int, name: str) -> torch.Tensor:
+    if array.ndim != 2 or array.shape[0] != lines:
+        raise ValueError(f"{name} has the shape {tuple(array.shape)}: this order of copies wants [{lines}, ...]")
+    return array
+
+
+def _block_h(array: torch.Tensor) -> int:
+    return min(triton.next_power_of_2(array.shape[1]), BLOCK_BYTES // array.itemsize)
+
+
+def permute_reference(x_TH: torch.Tensor, order: Sorted) -> torch.Tensor:
+    """x_RH: each copy's token in its row, zeros in all others."""
+    padded = torch.cat([x_TH, torch.zeros_like(x_TH[:1])])
+    token_R = torch.div(order.source_R, order.top_k, rounding_mode="floor")
+    return padded[token_R.long()]
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
@@ -83,6 +85,35 @@ def _permute_kernel(
         )
 
 
+def permute(x_TH: torch.Tensor, order: Sorted) -> torch.Tensor:
+    """x_RH: each copy's token in its row, zeros in the padding of the blocks in use."""
+    x_TH = _checked(x_TH, order.tokens, "x_TH").contiguous()
+    hidden = x_TH.shape[1]
+    x_RH = torch.empty(order.rows, hidden, dtype=x_TH.dtype, device=x_TH.device)
+    programs = order.tokens + divide_up(order.rows, SLAB)
+    if x_TH.numel() and order.top_k:
+        from_TH, to_RH = (x_TH.view(torch.uint8), x_RH.view(torch.uint8)) if x_TH.itemsize == 1 else (x_TH, x_RH)
+        wide = _block_h(x_TH)
+        _permute_kernel[(programs, divide_up(hidden, wide))](
+            from_TH, to_RH, order.row_TK, order.counts_E, order.offsets_E1, order.block_expert_B,
+            order.tokens, order.rows, order.block, hidden, TOP_K=order.top_k, SLAB=SLAB, BLOCK_H=wide,
+        )  # fmt: skip
+    return x_RH
+
+
+def permute_cost(tokens: int, top_k: int, hidden: int, bytes_per_value: float) -> Work:
+    """Reads each token once, writes top_k rows for it; and an int32 row for each copy."""
+    return Work(flops=0.0, bytes=(1.0 + top_k) * tokens * hidden * bytes_per_value + 4.0 * tokens * top_k)
+
+
+def unpermute_reference(y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
+    """y_TH: the weighted sum of each token's rows in float64; without weights the plain sum."""
+    here_TK = order.row_TK >= 0
+    weights = here_TK.double() if weights_TK is None else weights_TK.double() * here_TK
+    rows_TKH = y_RH.double()[order.row_TK.clamp(min=0).long()]
+    return (torch.where(here_TK[..., None], rows_TKH, 0.0) * weights[..., None]).sum(1)
+
+
 @triton.jit
 def _unpermute_kernel(
     y_RH_ptr, y_TH_ptr, row_ptr, weights_ptr, hidden,
@@ -101,6 +132,27 @@ def _unpermute_kernel(
             total += y.to(tl.float32)
     y_TH = rounded(total, y_TH_ptr.dtype.element_ty)
     tl.store(y_TH_ptr + token.to(tl.int64) * hidden + cols, y_TH, mask=cols < hidden)
+
+
+def unpermute(y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
+    """y_TH: the weighted sum of each token's rows, in fp32; without weights the plain sum, permute's backward."""
+    y_RH = _checked(y_RH, order.rows, "y_RH").contiguous()
+    hidden = y_RH.shape[1]
+    y_TH = torch.empty(order.tokens, hidden, dtype=y_RH.dtype, device=y_RH.device)
+    if y_TH.numel():
+        wide = _block_h(y_RH)
+        weights = order.row_TK if weights_TK is None else _checked(weights_TK, order.tokens, "weights_TK")
+        _unpermute_kernel[(order.tokens, divide_up(hidden, wide))](
+            y_RH, y_TH, order.row_TK, weights.contiguous(), hidden,
+            TOP_K=order.top_k, WEIGHTED=weights_TK is not None, BLOCK_H=wide,
+        )  # fmt: skip
+    return y_TH
+
+
+def unpermute_cost(tokens: int, top_k: int, hidden: int, bytes_per_value: float) -> Work:
+    """Reads top_k rows for each token, multiplies and adds, writes the token once."""
+    work = permute_cost(tokens, top_k, hidden, bytes_per_value)
+    return Work(flops=2.0 * tokens * top_k * hidden, bytes=work.bytes + 4.0 * tokens * top_k)
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
@@ -134,37 +186,6 @@ def _unpermute_backward_kernel(
             )
 
 
-def permute(x_TH: torch.Tensor, order: Sorted) -> torch.Tensor:
-    """x_RH: each copy's token in its row, zeros in the padding of the blocks in use."""
-    x_TH = _checked(x_TH, order.tokens, "x_TH").contiguous()
-    hidden = x_TH.shape[1]
-    x_RH = torch.empty(order.rows, hidden, dtype=x_TH.dtype, device=x_TH.device)
-    programs = order.tokens + divide_up(order.rows, SLAB)
-    if x_TH.numel() and order.top_k:
-        from_TH, to_RH = (x_TH.view(torch.uint8), x_RH.view(torch.uint8)) if x_TH.itemsize == 1 else (x_TH, x_RH)
-        wide = _block_h(x_TH)
-        _permute_kernel[(programs, divide_up(hidden, wide))](
-            from_TH, to_RH, order.row_TK, order.counts_E, order.offsets_E1, order.block_expert_B,
-            order.tokens, order.rows, order.block, hidden, TOP_K=order.top_k, SLAB=SLAB, BLOCK_H=wide,
-        )  # fmt: skip
-    return x_RH
-
-
-def unpermute(y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor | None = None) -> torch.Tensor:
-    """y_TH: the weighted sum of each token's rows, in fp32; without weights the plain sum, permute's backward."""
-    y_RH = _checked(y_RH, order.rows, "y_RH").contiguous()
-    hidden = y_RH.shape[1]
-    y_TH = torch.empty(order.tokens, hidden, dtype=y_RH.dtype, device=y_RH.device)
-    if y_TH.numel():
-        wide = _block_h(y_RH)
-        weights = order.row_TK if weights_TK is None else _checked(weights_TK, order.tokens, "weights_TK")
-        _unpermute_kernel[(order.tokens, divide_up(hidden, wide))](
-            y_RH, y_TH, order.row_TK, weights.contiguous(), hidden,
-            TOP_K=order.top_k, WEIGHTED=weights_TK is not None, BLOCK_H=wide,
-        )  # fmt: skip
-    return y_TH
-
-
 def unpermute_backward(
     dy_TH: torch.Tensor, y_RH: torch.Tensor, order: Sorted, weights_TK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,27 +202,6 @@ def unpermute_backward(
             TOP_K=order.top_k, TOP_K2=triton.next_power_of_2(order.top_k), SLAB=SLAB, BLOCK_H=256,
         )  # fmt: skip
     return dy_RH, dweights_TK
-
-
-def _checked(array: torch.Tensor, lines: int, name: str) -> torch.Tensor:
-    if array.ndim != 2 or array.shape[0] != lines:
-        raise ValueError(f"{name} has the shape {tuple(array.shape)}: this order of copies wants [{lines}, ...]")
-    return array
-
-
-def _block_h(array: torch.Tensor) -> int:
-    return min(triton.next_power_of_2(array.shape[1]), BLOCK_BYTES // array.itemsize)
-
-
-def permute_cost(tokens: int, top_k: int, hidden: int, bytes_per_value: float) -> Work:
-    """Reads each token once, writes top_k rows for it."""
-    return Work(flops=0.0, bytes=(1.0 + top_k) * tokens * hidden * bytes_per_value + 4.0 * tokens * top_k)
-
-
-def unpermute_cost(tokens: int, top_k: int, hidden: int, bytes_per_value: float) -> Work:
-    """Reads top_k rows for each token, multiplies and adds, writes the token once."""
-    work = permute_cost(tokens, top_k, hidden, bytes_per_value)
-    return Work(flops=2.0 * tokens * top_k * hidden, bytes=work.bytes + 4.0 * tokens * top_k)
 
 
 def unpermute_backward_cost(tokens: int, top_k: int, hidden: int, bytes_per_value: float) -> Work:

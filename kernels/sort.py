@@ -226,6 +226,6 @@ def sort_by_expert(experts_TK: torch.Tensor, experts: int, block: int) -> Sorted
 
 
 def sort_cost(tokens: int, experts: int, top_k: int) -> Work:
-    """Reads each copy's expert, writes its row and its source; an addition each, and one for each expert."""
+    """In int32: reads each copy's expert, writes its row and source, and counts and offsets of the experts."""
     copies = tokens * top_k
     return Work(flops=float(copies + experts), bytes=12.0 * copies + 8.0 * experts)

@@ -66,7 +66,25 @@ def _profiles() -> Rows:
                 }
                 for nearest in tables[:1]
             ]
+        rows += _collectives(name)
     return rows
+
+
+def _collectives(gpu: str) -> Rows:
+    """The measured collectives of a GPU's node, if any."""
+    from moesim.collectives import measured_rows
+
+    found = measured_rows(gpu)
+    if not found:
+        return []
+    first = found[0]
+    source = f"{first['library']}: {first['source']}"
+    return [
+        {
+            "gpu": gpu, "operation": "collectives", "rows": len(found), "from": gpu, "basis": first["basis"],
+            "source": source,
+        }
+    ]  # fmt: skip
 
 
 def _routing() -> Rows:

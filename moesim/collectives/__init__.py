@@ -7,7 +7,7 @@ Message sizes follow nccl-tests: all-gather counts the gathered output, reduce-s
 all-reduce the buffer. All functions take arrays of bytes. A group of one rank costs nothing.
 """
 
-from moesim.collectives.curves import in_node
+from moesim.collectives.curves import in_node, measured_rows
 from moesim.collectives.hierarchical import all_gather, all_reduce, point_to_point, reduce_scatter
 
-__all__ = ["all_gather", "all_reduce", "in_node", "point_to_point", "reduce_scatter"]
+__all__ = ["all_gather", "all_reduce", "in_node", "measured_rows", "point_to_point", "reduce_scatter"]

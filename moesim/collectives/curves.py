@@ -138,6 +138,12 @@ def read_curves(gpu: str, op: str) -> tuple[tuple[Curve, ...], str, str]:
     return _read_curves(shipped_folder() / slug(gpu) / "collectives.csv", gpu, op)
 
 
+def measured_rows(gpu: str) -> tuple[dict[str, str], ...]:
+    """The lines of the table that prices a GPU's node, the user's own before the shipped one; none without one."""
+    path = own_table(gpu, "collectives") or shipped_folder() / slug(gpu) / "collectives.csv"
+    return _rows(path) if path.is_file() else ()
+
+
 @lru_cache(maxsize=64)
 def _read_curves(path: Path, gpu: str, op: str) -> tuple[tuple[Curve, ...], str, str]:
     rows = [row for row in _rows(path) if row["op"] == op]
