@@ -169,6 +169,8 @@ def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
     told += [f"the {up.kind} bandwidth is an estimate: {up.source}"] if up.basis == "estimated" else []
     if scenario.cluster.nodes > 1:
         told.append("collectives and all-to-all between nodes are a model with assumed start-up times")
+    if strategy.all_to_all.startswith("deepep"):
+        told.append("DeepEP's kernels hold about 20 SMs in normal mode: compute beside them is not slowed down")
     if scenario.workload.trains:
         told.append("kernel times were measured at locked clocks: a run at its power limit is slower")
         told.append("backward passes are priced at the forward kernels' efficiency")

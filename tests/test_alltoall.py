@@ -21,7 +21,10 @@ FOUR = Group(size=4, per_node=2)  # nodes {0, 1} and {2, 3}
 
 
 def traffic(copies, token_bytes=1e6, tokens=4.0):
-    return Traffic(copies=np.asarray(copies, dtype=float), tokens=tokens, token_bytes=token_bytes)
+    sent = np.asarray(copies, dtype=float)
+    to = sent.sum(axis=-2) + 1e-9  # one expert a rank, each token to one of them
+    share = to / to.sum(axis=-1, keepdims=True)
+    return Traffic(copies=sent, tokens=tokens, token_bytes=token_bytes, share=share)
 
 
 def uniform(tokens, ranks, top_k=8, token_bytes=14336):

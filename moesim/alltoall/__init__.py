@@ -15,11 +15,14 @@ Combine sends every copy home: the same with source and destination exchanged.
 traffic         Traffic, copies_by_rank, sent_and_received
 linear          every rank to every rank at once (NCCL grouped send/receive)
 hierarchical    "2dh": inside the node to the right rail, then along the rail (Tutel)
+deepep          "deepep" and "deepep_ll": one copy for each node or expert (DeepEP normal, low latency)
+reach           how many tokens reach a rank or a node
 gather_scatter  "ag_rs": everybody gets every token, outputs are summed on the way back
 """
 
 from typing import Final, Literal
 
+from moesim.alltoall.deepep import low_latency, normal
 from moesim.alltoall.gather_scatter import gather_scatter
 from moesim.alltoall.hierarchical import hierarchical
 from moesim.alltoall.linear import linear
@@ -34,7 +37,10 @@ __all__ = [
 ]  # fmt: skip
 
 Direction = Literal["dispatch", "combine"]
-ALGORITHMS: Final = {"linear": linear, "2dh": hierarchical, "ag_rs": gather_scatter}
+ALGORITHMS: Final = {
+    "linear": linear, "2dh": hierarchical, "ag_rs": gather_scatter, "deepep": normal, "deepep_ll": low_latency,
+}  # fmt: skip
+_DEEPEP: Final = ("hopper", "blackwell")  # its kernels need one of these, and NVLink
 
 
 def all_to_all(
@@ -61,6 +67,10 @@ def unsupported(cluster: Cluster, group: Group, algorithm: str) -> str | None:
         raise choice("all-to-all algorithm", algorithm, list(ALGORITHMS))
     if group.nodes > 1 and cluster.scale_out is None:
         return f"{cluster.name} has no link between nodes"
+    if algorithm.startswith("deepep") and (
+        cluster.scale_up.kind != "nvlink" or cluster.gpu.architecture not in _DEEPEP
+    ):
+        return f"{algorithm} needs NVLink and a Hopper or Blackwell GPU; {cluster.name} has {cluster.gpu.name}"
     if algorithm == "2dh" and group.nodes == 1:
         return f"2dh needs ranks on more than one node; the group's {group.size} share one"
     if algorithm == "2dh" and group.per_node == 1:

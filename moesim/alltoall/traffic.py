@@ -21,11 +21,16 @@ class Traffic:
                             is free
     tokens                  tokens per source rank before copying (all-gather moves these)
     token_bytes             bytes of one copy: hidden x dtype, scales included
+    share[..., expert]      popularity of each expert, in the order of their ranks; it sums to one
+    top_k, groups           experts of a token; groups of experts, and how many of them a token may use
     """
 
     copies: FloatArray
     tokens: float
     token_bytes: float
+    share: FloatArray | None = None
+    top_k: int = 1
+    groups: tuple[int, int] = (1, 1)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # loads that follow from copies alone
 
     def __post_init__(self) -> None:

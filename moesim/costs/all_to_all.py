@@ -143,7 +143,13 @@ def _traffic(draw: _Draw) -> tuple[Traffic, ...]:
     found = []
     for share, owned in zip(shares, owner, strict=True):
         tokens = draw_tokens(share[None], draw.top_k, draw.tokens, ranks, rng)[0]  # [source, expert]
-        found.append(Traffic(copies=copies_by_rank(tokens, owned, ranks), tokens=draw.tokens, token_bytes=1.0))
+        rows = tokens.sum(axis=0)[np.argsort(owned, kind="stable")]
+        found.append(
+            Traffic(
+                copies=copies_by_rank(tokens, owned, ranks), tokens=draw.tokens, token_bytes=1.0,
+                share=rows / rows.sum(), top_k=draw.top_k,
+            )
+        )  # fmt: skip
     return tuple(found)
 
 

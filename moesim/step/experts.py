@@ -157,9 +157,16 @@ def exchange(
 @lru_cache(maxsize=1024)
 def _traffic(scenario: Scenario, spread: Spread) -> Traffic:
     """What a whole layer sends, of one byte a token."""
-    copies = load(scenario, spread).copies
+    found = load(scenario, spread)
+    copies = found.copies
     full = copies if copies.shape[-2] == spread.ep else _shared_out(copies, spread.ep)
-    return Traffic(copies=full, tokens=spread.tokens, token_bytes=1.0)
+    ffn = scenario.model.moe
+    assert ffn is not None
+    rows = found.by_expert.reshape(len(copies), -1)  # experts in the order of their ranks
+    return Traffic(
+        copies=full, tokens=spread.tokens, token_bytes=1.0, share=rows / rows.sum(axis=-1, keepdims=True),
+        top_k=ffn.top_k, groups=(ffn.groups, ffn.top_groups),
+    )  # fmt: skip
 
 
 def _shared_out(copies: FloatArray, ranks: int) -> FloatArray:

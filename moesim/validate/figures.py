@@ -32,6 +32,16 @@ REPEATS_DIFFER: Final = 1.3
 _SAME_LAYERS: Final = {"deepseekr1": "deepseekv3", "deepseekv31": "deepseekv3", "deepseekv3r1": "deepseekv3"}
 
 
+_WITH_DEEPEP: Final = ("HAI-LLM", "DeepSeek", "sglang 2025")
+
+
+def exchange(framework: object, phase: str, ep: int) -> str:
+    """The all-to-all of a system: DeepEP where it is published with it (low latency in decode), else linear."""
+    if ep == 1 or not str(framework).startswith(_WITH_DEEPEP):
+        return "linear"
+    return "deepep_ll" if phase == "decode" else "deepep"
+
+
 class Found(NamedTuple):
     """A prediction with its 90 % band, in the unit of the figure."""
 

@@ -41,6 +41,7 @@ from moesim.validate.figures import (
     Found,
     Row,
     Skip,
+    exchange,
     find_cluster,
     find_model,
     frame,
@@ -238,7 +239,8 @@ def predict_phase(row: Row) -> tuple[tuple[Model, Cluster, Workload, int], Found
     workload = make_workload(str(row["phase"]), cluster.gpus, global_batch=batch * cluster.gpus, isl=isl, dtype=dtype)
     overlaps = re.search(r"\bTBO\b(?! off)|two micro-batch overlap", str(row["features"]))
     chunks = " overlap=chunked chunks=2" if overlaps else ""
-    shape = f"tp=1 ep={ep} micro_batch={batch}{chunks}"
+    all_to_all = exchange(row.get("framework"), str(row["phase"]), ep)
+    shape = f"tp=1 ep={ep} micro_batch={batch} all_to_all={all_to_all}{chunks}"
     result = _play(model, cluster, shape, workload)
     speed, band = result.metrics["tokens_per_s_per_gpu"], result.interval["tokens_per_s_per_gpu"]
     assert speed is not None

@@ -32,6 +32,7 @@ from moesim.validate.figures import (
     Found,
     Row,
     Skip,
+    exchange,
     find_cluster,
     find_model,
     frame,
@@ -138,7 +139,7 @@ def read_run(row: Row) -> Run:
     choices = {
         "tp": tp, "pp": pp, "ep": ep, "cp": whole(row, "cp", 1), "micro_batch": whole(row, "mbs", 1),
         "etp": whole(row, "etp", tp if shares_tp else 1), "zero": 3 if number(row, "fsdp", 0) else 1,
-        **({"capacity_factor": 1.0} if drops else {}),
+        "all_to_all": exchange(row.get("framework"), "train", ep), **({"capacity_factor": 1.0} if drops else {}),
     }  # fmt: skip
     strategy = _fitting(model, cluster, workload, choices)
     speed, remarks = _speed(row, model, workload)

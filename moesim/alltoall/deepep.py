@@ -1,0 +1,113 @@
+"""DeepEP: a token goes once to each node that has one of its experts, on its own rail, and by NVLink from there.
+
+    normal         seconds = a + max(NIC load / B_n, NVLink load / B_v), NIC x 1.25 between two nodes
+    low latency    seconds = a + max(NIC load / B_n, NVLink load / B_v), one message for each token and expert
+
+T tokens a rank, r_n and r_d the shares of them that reach node n and rank d (reach), N nodes of G ranks:
+
+    NIC      out  T sum of r_n over the other nodes        in   T (N - 1) r_n
+    NVLink   out  T N sum of r_d over the node's others    in   T N (G - 1) r_d
+
+Constants are fits to DeepEP V1 on H100 and H200 (aiconfigurator-core 0.12.0, DeepEP tests; DeepEP README
+2025-06): normal a = 28 and 50 us, 304 and 300 GB/s of NVLink from 20 SMs on, rms 8 and 5 %; low latency a = 14.7
+and 11.3 us in a node, 26 us across, 249 and 209 GB/s, rms 2 to 5 %. The NIC reaches 45 GB/s in normal mode, all
+of its 48 in low latency. As shares of the cluster's links they carry over to others. On all shapes of that table
+(hidden 2048 to 7168, 1 to 8 nodes): rms 11 to 22 % normal; low latency 2 to 10 %, but dispatch in one node 35 %.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from moesim.alltoall.linear import link_loads
+from moesim.alltoall.reach import limited, reached
+from moesim.alltoall.traffic import Traffic, busiest, remembered
+from moesim.cluster import Cluster, Group
+from moesim.collectives.hierarchical import nic
+from moesim.cost import BASIS, ESTIMATED, Cost, FloatArray, cost
+from moesim.errors import MoesimError
+from moesim.units import US
+
+TWO_NODES: Final = 1.25  # one peer on each rail: 20 % slower than four nodes and more predict
+NORMAL_NIC: Final = 45.0 / 48.0
+MEASURED: Final = ("H100", "H200", "H800")
+
+
+class Mode(NamedTuple):
+    """Start, in a node and across, and shares of the achieved NVLink and NIC bandwidth; and the band."""
+
+    start_s: float
+    across_s: float
+    nvlink: float
+    nic: float
+    band: float
+
+
+NORMAL: Final = {
+    "dispatch": Mode(28 * US, 28 * US, 304 / 320, NORMAL_NIC, 0.36),
+    "combine": Mode(50 * US, 50 * US, 300 / 320, NORMAL_NIC, 0.36),
+}
+LOW_LATENCY: Final = {
+    "dispatch": Mode(14.7 * US, 26 * US, 249 / 320, 1.0, 0.40),
+    "combine": Mode(11.3 * US, 26 * US, 209 / 320, 1.0, 0.20),
+}
+
+
+def normal(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
+    """Seconds by the busiest port; each token crosses a link once."""
+    if traffic.share is None:
+        raise MoesimError("deepep: the traffic does not say how popular its experts are: give share[..., expert]")
+    inside, outside = remembered(traffic, ("deepep", group.per_node), lambda: distinct_loads(traffic, group))
+    return _seconds(cluster, group, traffic, (inside, outside), NORMAL[direction], f"DeepEP normal {direction}")
+
+
+def low_latency(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
+    """Seconds by the busiest port; a token crosses a link for each of its experts there."""
+    if group.nodes == 1:
+        most = remembered(traffic, "busiest", lambda: busiest(traffic.copies))
+        loads = most, np.zeros_like(most)
+    else:
+        loads = remembered(traffic, ("linear", group.per_node), lambda: link_loads(traffic.copies, group.per_node))
+    return _seconds(cluster, group, traffic, loads, LOW_LATENCY[direction], f"DeepEP low latency {direction}")
+
+
+def distinct_loads(traffic: Traffic, group: Group) -> tuple[FloatArray, FloatArray]:
+    """Tokens over the busiest NVLink port and over the busiest NIC, sent or received: ``[...]`` twice."""
+    assert traffic.share is not None
+    by_rank = _reached(traffic, group.size).reshape(*traffic.share.shape[:-1], group.nodes, group.per_node)
+    on_node = by_rank.sum(axis=-1, keepdims=True)
+    inside = np.maximum(on_node - by_rank, (group.per_node - 1) * by_rank).max(axis=(-2, -1)) * group.nodes
+    by_node = _reached(traffic, group.nodes)
+    away = by_node.sum(axis=-1, keepdims=True) - by_node
+    outside = np.maximum(away, (group.nodes - 1) * by_node).max(axis=-1)
+    return traffic.tokens * inside, traffic.tokens * outside
+
+
+def _reached(traffic: Traffic, parts: int) -> FloatArray:
+    assert traffic.share is not None
+    limit = limited(traffic.share.shape[-1], parts, traffic.top_k, *traffic.groups)
+    return reached(traffic.share, parts, traffic.top_k) * limit
+
+
+def _seconds(
+    cluster: Cluster, group: Group, traffic: Traffic, loads: tuple[FloatArray, FloatArray], mode: Mode, name: str
+) -> Cost:
+    up = cluster.scale_up
+    inside, outside = (load * traffic.token_bytes for load in loads)
+    up_s, start_s = inside / (up.bandwidth_bytes_per_s * mode.nvlink), mode.start_s
+    out_s, peak_out_s = np.zeros_like(up_s), np.zeros_like(up_s)
+    if group.nodes > 1:
+        out = nic(cluster)
+        slower = TWO_NODES if group.nodes == 2 and mode in NORMAL.values() else 1.0
+        out_s, start_s = slower * outside / (out.bandwidth_bytes_per_s * mode.nic), mode.across_s
+        peak_out_s = outside / out.peak_bytes_per_s
+    moving_s = np.maximum(up_s, out_s)
+    waits = "nic" if np.mean(out_s) > np.mean(up_s) else up.kind
+    return cost(
+        start_s + moving_s,
+        mode.band,
+        np.maximum(inside / up.peak_bytes_per_s, peak_out_s),
+        waits if np.mean(moving_s) > start_s else "launch",
+        BASIS["published"] if cluster.gpu.name in MEASURED else ESTIMATED,
+        f"{name} model, fitted to DeepEP V1 on H100 (aiconfigurator-core 0.12.0, DeepEP README); {up.source}",
+    )

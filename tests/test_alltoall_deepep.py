@@ -1,0 +1,132 @@
+"""DeepEP: distinct destinations against enumeration, published points, and what must hold for any traffic."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.alltoall import ALGORITHMS, Traffic, all_to_all, unsupported
+from moesim.alltoall.reach import limited, reached
+from moesim.cluster import Group, load_cluster
+from moesim.errors import MoesimError
+
+EVEN = np.full(256, 1 / 256)
+FP8, BF16 = 7168 * (1 + 4 / 128), 7168 * 2.0
+
+
+def traffic(ranks, tokens, size, share=EVEN, groups=(1, 1)):
+    """Every rank sends ``tokens`` tokens to 8 of 256 experts, by their shares."""
+    by_rank = share.reshape(ranks, -1).sum(axis=1)
+    copies = np.outer(np.full(ranks, 8.0 * tokens), by_rank)
+    return Traffic(copies=copies, tokens=tokens, token_bytes=size, share=share, top_k=8, groups=groups)
+
+
+def microseconds(cluster, nodes, name, direction, tokens, groups=(1, 1)):
+    size = FP8 if direction == "dispatch" else BF16
+    group = Group(size=8 * nodes, per_node=8)
+    cost = all_to_all(
+        load_cluster(cluster, nodes), group, traffic(8 * nodes, tokens, size, groups=groups), name, direction
+    )
+    return float(cost.seconds) * 1e6
+
+
+@pytest.mark.parametrize(("parts", "distinct"), [(2, 1.99), (4, 3.61), (8, 5.29), (16, 6.52), (32, 7.27)])
+def test_eight_of_256_even_experts_reach_this_many_parts(parts, distinct):
+    assert float(reached(EVEN, parts, 8).sum()) == pytest.approx(distinct, abs=0.01)
+
+
+def test_deepseeks_four_groups_of_eight_reach_at_most_four_nodes():
+    assert float(reached(EVEN, 8, 8).sum()) * limited(256, 8, 8, 8, 4) == pytest.approx(3.63, abs=0.01)
+    assert limited(256, 8, 8, 8, 8) == 1.0
+    assert limited(256, 4, 8, 8, 4) == 1.0  # a node holds two groups: any four groups may touch every node
+
+
+@given(st.integers(1, 2), st.lists(st.floats(0.2, 1.0), min_size=8, max_size=8))
+def test_skewed_popularities_agree_with_enumeration(top_k, weights):
+    share = np.array(weights) / sum(weights)
+    found = reached(share, 4, top_k)
+    exact = np.zeros(4)
+    for chosen in combinations(range(8), top_k):
+        chance = sum(_in_order(share, order) for order in _orders(chosen))
+        for part in {expert // 2 for expert in chosen}:
+            exact[part] += chance
+    np.testing.assert_allclose(found, exact, atol=0.05)
+
+
+def _orders(chosen):
+    if len(chosen) <= 1:
+        return [chosen]
+    return [(one, *rest) for one in chosen for rest in _orders(tuple(c for c in chosen if c != one))]
+
+
+def _in_order(share, order):
+    chance, left = 1.0, 1.0
+    for expert in order:
+        chance *= share[expert] / left
+        left -= share[expert]
+    return chance
+
+
+@pytest.mark.parametrize(
+    ("cluster", "nodes", "name", "direction", "tokens", "published_us"),
+    [
+        # aiconfigurator-core 0.12.0, DeepEP V1 on H100, 20 SMs
+        ("dgx-h100", 1, "deepep", "dispatch", 4096, 491),
+        ("dgx-h100", 1, "deepep", "combine", 4096, 973),
+        # DeepEP README 2025-06, H800; derived from GB/s with the README's convention; best 4 of 8 groups
+        ("hgx-h800", 8, "deepep", "dispatch", 4096, 2155),
+        ("hgx-h800", 8, "deepep", "combine", 4096, 4262),
+        # low latency, 128 tokens
+        ("hgx-h800", 4, "deepep_ll", "dispatch", 128, 155),
+        ("hgx-h800", 4, "deepep_ll", "combine", 128, 273),
+        ("hgx-h800", 8, "deepep_ll", "dispatch", 128, 173),
+        ("hgx-h800", 8, "deepep_ll", "combine", 128, 314),
+        ("hgx-h800", 16, "deepep_ll", "dispatch", 128, 192),
+    ],
+)
+def test_published_points_are_within_ten_per_cent(cluster, nodes, name, direction, tokens, published_us):
+    limit = (8, 4) if (cluster, name) == ("hgx-h800", "deepep") else (1, 1)
+    assert microseconds(cluster, nodes, name, direction, tokens, limit) == pytest.approx(published_us, rel=0.10)
+
+
+def test_low_latency_beyond_64_ranks_is_slower_than_predicted_and_a_known_miss():
+    # DeepEP README, rows that its later releases did not measure again: 369 us at 128 ranks, 360 us at 256
+    assert [microseconds("hgx-h800", nodes, "deepep_ll", "combine", 128) for nodes in (16, 32)] == pytest.approx(
+        [369, 360], rel=0.16
+    )
+
+
+@given(
+    nodes=st.sampled_from([1, 2, 4, 8]), sigma=st.floats(0.0, 1.5), seed=st.integers(0, 99),
+    name=st.sampled_from(["deepep", "deepep_ll"]),
+)  # fmt: skip
+def test_skew_costs_time_and_the_bound_holds(nodes, sigma, seed, name):
+    share = np.exp(sigma * np.random.default_rng(seed).standard_normal(256))
+    group = Group(size=8 * nodes, per_node=8)
+    cluster = load_cluster("dgx-h100", nodes)
+    even, skewed = (
+        all_to_all(cluster, group, traffic(group.size, 512, FP8, one), name) for one in (EVEN, share / share.sum())
+    )
+    assert float(skewed.seconds) >= float(even.seconds) * 0.999
+    assert float(skewed.bound_s) <= float(skewed.seconds)
+
+
+def test_a_token_crosses_the_network_once_for_each_node():
+    one, each = (microseconds("dgx-h100", 4, name, "combine", 4096) for name in ("deepep", "deepep_ll"))
+    assert one < 0.6 * each
+
+
+def test_without_nvlink_or_hopper_it_cannot_run():
+    group = Group(size=8, per_node=8)
+    for name in ("pcie-l40s", "dgx-a100"):
+        assert "needs NVLink and a Hopper" in unsupported(load_cluster(name), group, "deepep")
+    assert unsupported(load_cluster("dgx-h100"), group, "deepep") is None
+    assert {"deepep", "deepep_ll"} <= set(ALGORITHMS)
+
+
+def test_traffic_without_popularities_is_refused():
+    bare = Traffic(copies=np.ones((8, 8)), tokens=4, token_bytes=1.0)
+    with pytest.raises(MoesimError, match="give share"):
+        all_to_all(load_cluster("dgx-h100"), Group(size=8, per_node=8), bare, "deepep")
