@@ -119,7 +119,7 @@ def test_attended_pairs_equal_the_mask_counted_one_by_one(kind, queries, past):
 
 def test_llama_4_sees_chunks_on_three_layers_of_four():
     kinds = MODELS["llama-4-scout"].layer_kinds()
-    assert [(kind.layer.attention.chunk, kind.count) for kind in kinds] == [(8192, 36), (None, 12)]
+    assert [(kind.layer.attention.chunk, kind.times) for kind in kinds] == [(8192, 36), (None, 12)]
 
 
 def test_a_window_or_a_chunk_bounds_what_the_cache_holds():

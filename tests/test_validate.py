@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moesim.errors import MoesimError
 from moesim.validate import GROUPS, TARGETS, validate
-from moesim.validate.figures import Skip, find_cluster, find_model
+from moesim.validate.figures import SkipError, find_cluster, find_model
 from moesim.validate.summary import errors, missed, order, summarise
 
 SPEEDS = st.lists(st.integers(1, 9), min_size=2, max_size=8)
@@ -97,9 +97,9 @@ def test_published_names_find_their_preset(name, preset):
 
 
 def test_unknown_models_and_gpus_are_skipped_by_name():
-    with pytest.raises(Skip, match="no model preset is DeepSeekV4 Flash"):
+    with pytest.raises(SkipError, match="no model preset is DeepSeekV4 Flash"):
         find_model("DeepSeekV4 Flash")
-    with pytest.raises(Skip, match="no cluster preset has a GB300"):
+    with pytest.raises(SkipError, match="no cluster preset has a GB300"):
         find_cluster("GB300", 64)
 
 

@@ -38,6 +38,11 @@ def test_without_a_profile_of_this_machine_it_says_how_to_make_one(monkeypatch):
         validate(["live"])
 
 
+def test_a_folder_of_tables_is_refused_rather_than_ignored(tmp_path):
+    with pytest.raises(MoesimError, match="leave out --data"):
+        validate(["live"], tmp_path)
+
+
 def test_each_part_names_the_calibrated_kernels_it_consists_of():
     calls = live_calls(ROW)
     names = {part: [one.op for one in found] for part, found in calls.items()}

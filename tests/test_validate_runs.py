@@ -6,7 +6,7 @@ import pytest
 
 from moesim.errors import MoesimError
 from moesim.validate import serving, training
-from moesim.validate.figures import COLUMNS, Skip
+from moesim.validate.figures import COLUMNS, SkipError
 from moesim.validate.summary import errors
 
 TRAIN = ",".join(training.NEEDED)
@@ -199,7 +199,7 @@ def test_a_phase_is_judged_per_gpu(tmp_path):
     ],
 )
 def test_phases_that_are_not_judged_say_why(change, reason):
-    with pytest.raises(Skip, match=reason):
+    with pytest.raises(SkipError, match=reason):
         serving.predict_phase(cells(PHASE | change))
 
 

@@ -34,18 +34,19 @@ MEASURED: Final = ("H100", "H200", "H800")
 
 
 class Mode(NamedTuple):
-    """Start, in a node and across, and shares of the achieved NVLink and NIC bandwidth; and the band."""
+    """Start, in a node and across, shares of the achieved NVLink and NIC bandwidth, the band; two nodes alone."""
 
     start_s: float
     across_s: float
     nvlink: float
     nic: float
     band: float
+    two_nodes: float = 1.0  # NIC times between two nodes, over what more nodes predict
 
 
 NORMAL: Final = {
-    "dispatch": Mode(28 * US, 28 * US, 304 / 320, NORMAL_NIC, 0.36),
-    "combine": Mode(50 * US, 50 * US, 300 / 320, NORMAL_NIC, 0.36),
+    "dispatch": Mode(28 * US, 28 * US, 304 / 320, NORMAL_NIC, 0.36, TWO_NODES),
+    "combine": Mode(50 * US, 50 * US, 300 / 320, NORMAL_NIC, 0.36, TWO_NODES),
 }
 LOW_LATENCY: Final = {
     "dispatch": Mode(14.7 * US, 26 * US, 249 / 320, 1.0, 0.40),
@@ -98,7 +99,7 @@ def _seconds(
     out_s, peak_out_s = np.zeros_like(up_s), np.zeros_like(up_s)
     if group.nodes > 1:
         out = nic(cluster)
-        slower = TWO_NODES if group.nodes == 2 and mode in NORMAL.values() else 1.0
+        slower = mode.two_nodes if group.nodes == 2 else 1.0
         out_s, start_s = slower * outside / (out.bandwidth_bytes_per_s * mode.nic), mode.across_s
         peak_out_s = outside / out.peak_bytes_per_s
     moving_s = np.maximum(up_s, out_s)

@@ -34,7 +34,7 @@ def reached(share: FloatArray, parts: int, top_k: int) -> FloatArray:
 
 
 def limited(experts: int, parts: int, top_k: int, groups: int, top_groups: int) -> float:
-    """How many parts group-limited routing reaches, over how many an unlimited one does; 1 without a limit."""
+    """How many parts group-limited routing reaches over an unlimited one; 1 where a part holds several groups."""
     if top_groups == groups or parts < groups:
         return 1.0
     open_parts, open_experts = parts * top_groups / groups, experts * top_groups // groups

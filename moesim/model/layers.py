@@ -132,7 +132,7 @@ class LayerKind(NamedTuple):
     """A distinct layer and how often the model has it."""
 
     layer: Layer
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    times: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

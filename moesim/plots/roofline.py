@@ -1,6 +1,7 @@
 """Measured points under the roof that a GPU's data sheet draws."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -31,7 +32,7 @@ def roofline(
     names = list(dict.fromkeys(frame["series"]))
     scale, unit = (TFLOPS, "TFLOP/s") if max(flops_per_s.values()) > 10 * TFLOPS else (TFLOPS / 1e3, "GFLOP/s")
     handles: list[Artist] = []
-    for name, (colour, marker) in zip(names, MARKS, strict=False):
+    for name, (colour, marker) in zip(names, cycle(MARKS), strict=False):
         rows = frame[frame["series"] == name]
         intensity = (rows["flops"] / rows["bytes"]).to_numpy(dtype=float)
         achieved = (rows["flops"] / rows["seconds"]).to_numpy(dtype=float) / scale

@@ -109,11 +109,8 @@ def ends(scenario: Scenario, strategy: Strategy) -> Ends:
     if not scenario.workload.trains:
         return Ends(send, nothing, nothing, nothing)
     g = groups(strategy, scenario.cluster)
-    once = [
-        _once_per_step(scenario, g["dp"], g["expert_dp"], strategy.zero, strategy.tp, strategy.ep, strategy.etp,
-                       strategy.pp, stage)
-        for stage in stages
-    ]  # fmt: skip
+    degrees = strategy.tp, strategy.ep, strategy.etp, strategy.pp
+    once = [_once_per_step(scenario, g["dp"], g["expert_dp"], strategy.zero, degrees, stage) for stage in stages]
     gather, reduce, optimizer = (list(column) for column in zip(*once, strict=True))
     return Ends(send, gather, reduce, optimizer, strategy.zero)
 
@@ -127,10 +124,11 @@ def _transfer(scenario: Scenario, rows: float, same_node: bool) -> Price:
 
 
 @lru_cache(maxsize=16384)
-def _once_per_step(  # noqa: PLR0913  # the cache key, field by field
-    scenario: Scenario, dp: Group, expert_dp: Group, zero: int, tp: int, ep: int, etp: int, pp: int, stage: int
+def _once_per_step(
+    scenario: Scenario, dp: Group, expert_dp: Group, zero: int, degrees: tuple[int, int, int, int], stage: int
 ) -> tuple[Price, Price, Price]:
-    """Weights gathered, gradients reduced, optimizer of one stage."""
+    """Weights gathered, gradients reduced, optimizer of one stage; ``degrees`` are tp, ep, etp, pp."""
+    tp, ep, etp, pp = degrees
     held = held_by_stage(scenario.model, tp, ep, etp, pp)
     parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
     outside = ((dp, ends_by_stage(scenario.model, pp)[stage] / tp), (expert_dp, 0.0))  # embedding and head

@@ -50,7 +50,7 @@ class Found(NamedTuple):
     high: float
 
 
-class Skip(Exception):  # noqa: N818  # not an error: a row that is listed, and not judged
+class SkipError(Exception):
     """Why a figure is not judged."""
 
 
@@ -128,11 +128,11 @@ def frame(lines: list[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def number(row: Row, name: str, default: float | None = None) -> float:
-    """The number in a cell, or ``default`` where the cell is empty; Skip where there is neither."""
+    """The number in a cell, or ``default`` where the cell is empty; SkipError where there is neither."""
     value = row.get(name)
     if value is None:
         if default is None:
-            raise Skip(f"{name} is not given")
+            raise SkipError(f"{name} is not given")
         return default
     try:
         found = float(value)
@@ -144,10 +144,10 @@ def number(row: Row, name: str, default: float | None = None) -> float:
 
 
 def positive(row: Row, name: str) -> float:
-    """The number in a cell; Skip where it is not above zero."""
+    """The number in a cell; SkipError where it is not above zero."""
     found = number(row, name)
     if found <= 0:
-        raise Skip(f"{name} is not above zero")
+        raise SkipError(f"{name} is not above zero")
     return found
 
 
@@ -165,7 +165,7 @@ def find_model(name: str) -> Model:
         found = known.get(_SAME_LAYERS.get(plain, plain))
         if found is not None:
             return MODELS[found]
-    raise Skip(f"no model preset is {name}")
+    raise SkipError(f"no model preset is {name}")
 
 
 def _plain(name: str) -> str:
@@ -184,7 +184,7 @@ def find_cluster(gpu: str, gpus: int) -> Cluster:
             node = max(n for n in range(1, preset.gpus_per_node + 1) if gpus % n == 0)
             nics = max(1, preset.nics_per_node * node // preset.gpus_per_node) if preset.scale_out else 0
             return replace(preset, nodes=gpus // node, gpus_per_node=node, nics_per_node=nics)
-    raise Skip(f"no cluster preset has a {gpu_name(gpu)}")
+    raise SkipError(f"no cluster preset has a {gpu_name(gpu)}")
 
 
 @cache
@@ -192,6 +192,6 @@ def has_own_profile(gpu: str) -> bool:
     """Whether the expert kernels of this GPU were measured, here or in a published table."""
     try:
         tables = load_profile(find_cluster(gpu, 1).gpu).tables.get("expert_ffn", ())
-    except Skip:
+    except SkipError:
         return False
     return bool(tables) and tables[0].basis is not ESTIMATED

@@ -16,7 +16,7 @@ from moesim.collectives import in_node
 from moesim.compute import expert_ffn, gemm, kernel
 from moesim.cost import MEASURED, Cost
 from moesim.errors import MoesimError
-from moesim.profile import Profile, load_profile, own_table
+from moesim.profile import Profile, load_profile, measured_gpus, own_table
 from moesim.units import US
 
 if TYPE_CHECKING:
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 POINTS: Final = 6  # layers: two shapes, three loads
 SEED: Final = 0
-PARTS: Final = ("router", "dispatch", "experts", "combine", "layer")
 _COUNTS_BYTES: Final = 8.0  # of each expert's count, sent before the tokens
 
 
 def judge(data: Path | None) -> "pd.DataFrame":
-    """One line per part of each layer, in us. ``data`` is not read: the layers run here."""
+    """One line per part of each layer, in us; there is no ``data`` to read."""
     import pandas as pd
 
+    if data is not None:
+        raise MoesimError(f"validate --group live runs layers here and reads nothing of {data}: leave out --data")
     profile = _own_profile()
     from moesim.calibrate.live import run_live
 
@@ -43,20 +44,14 @@ def judge(data: Path | None) -> "pd.DataFrame":
 def _own_profile() -> Profile:
     """The measured profile of this machine's device."""
     from moesim.calibrate.machine import find_machine, this_device
-    from moesim.cluster import Gpu
 
-    machine = find_machine(this_device(), None)
-    gpu = Gpu(
-        name=machine.name, architecture=machine.architecture, memory_bytes=machine.memory_bytes,
-        memory_bytes_per_s=machine.memory_bytes_per_s or 1.0, flops=machine.flops or {"bf16": 1.0},
-        sms=machine.sms, l2_bytes=machine.l2_bytes, source=machine.source,
-    )  # fmt: skip
-    tables = load_profile(gpu).tables
-    if not tables["kernels"] or tables["expert_ffn"][0].basis is not MEASURED:
+    name = find_machine(this_device(), None).name
+    own = [load_profile(gpu) for gpu in measured_gpus() if gpu.name == name]
+    if not own or not own[0].tables["kernels"] or own[0].tables["expert_ffn"][0].basis is not MEASURED:
         raise MoesimError(
-            f"no profile of {machine.name} was measured here: run moesim calibrate, set MOESIM_PROFILES to its folder"
+            f"no profile of {name} was measured here: run moesim calibrate, set MOESIM_PROFILES to its folder"
         )
-    return load_profile(tables["kernels"][0].gpu)
+    return own[0]
 
 
 def _judged(profile: Profile, row: dict[str, Any]) -> dict[str, object]:

@@ -40,7 +40,7 @@ from moesim.validate.figures import (
     SHIPPED,
     Found,
     Row,
-    Skip,
+    SkipError,
     exchange,
     find_cluster,
     find_model,
@@ -108,7 +108,7 @@ def _judged_servers(rows: list[Row]) -> list[dict[str, Any]]:
         try:
             found, remarks = predict_tpot(row)
             one |= found._asdict() | {"measured": number(row, "tpot_ms")}
-        except Skip as reason:
+        except SkipError as reason:
             one["skipped"] = str(reason)
             continue
         repeats[one["group"], one["case"]].append((str(row.get("framework_version") or ""), one))
@@ -119,11 +119,11 @@ def _judged_servers(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def predict_tpot(row: Row) -> tuple[Found, tuple[str, ...]]:
-    """Milliseconds per output token of an aggregated server; Skip where moesim cannot express it."""
+    """Milliseconds per output token of an aggregated server; SkipError where moesim cannot express it."""
     if row["mode"] != "agg":
-        raise Skip("disaggregated: prefill and decode pools are not judged yet")
+        raise SkipError("disaggregated: prefill and decode pools are not judged yet")
     if number(row, "ttft_ms", 0.0) > positive(row, "tpot_ms") * positive(row, "osl"):
-        raise Skip("most requests wait in a queue: the batch is smaller than the concurrency")
+        raise SkipError("most requests wait in a queue: the batch is smaller than the concurrency")
     model = find_model(str(row["model"]))
     tp, dp, pp = (whole(row, f"agg_{name}", 1) for name in ("tp", "attn_dp", "pp"))
     cluster = find_cluster(str(row["system"]), tp * dp * pp)
@@ -164,10 +164,10 @@ def _play(model: Model, cluster: Cluster, shape: str, workload: Workload) -> Res
     try:
         strategy: Strategy = load_strategy(shape, cluster.gpus)
     except MoesimError as error:
-        raise Skip(str(error)) from None
+        raise SkipError(str(error)) from None
     reason = why_not(model, cluster, workload, strategy)
     if reason is not None:
-        raise Skip(f"moesim cannot express it: {reason}")
+        raise SkipError(f"moesim cannot express it: {reason}")
     scenario = make_scenario(model, cluster, workload, parse_routing("uniform"), seed=0)
     return measure(scenario, strategy, events=False, fold=True)
 
@@ -177,10 +177,10 @@ def _dtype(row: Row, cluster: Cluster) -> str:
     named = str(row["moe_quant"] or row["precision"])
     if named in ("nvfp4", "mxfp4", "fp4"):
         if "fp4" in cluster.gpu.flops:
-            raise Skip("moesim has no 4-bit float arithmetic")
+            raise SkipError("moesim has no 4-bit float arithmetic")
         return "int4"
     if named not in ("bf16", "fp8", "fp8_block"):
-        raise Skip(f"moesim has no number format {named}")
+        raise SkipError(f"moesim has no number format {named}")
     return named
 
 
@@ -201,7 +201,7 @@ def _judged_phases(rows: list[Row]) -> list[dict[str, Any]]:
         lines.append(one)
         try:
             played, found = predict_phase(row)
-        except Skip as reason:
+        except SkipError as reason:
             one["skipped"] = str(reason)
             continue
         name = f"{played[0].name} {row['phase']}"
@@ -215,22 +215,22 @@ def _judged_phases(rows: list[Row]) -> list[dict[str, Any]]:
 
 def _per_gpu(row: Row) -> float:
     if "throughput" not in str(row["metric"]) or "cache hits" in str(row["metric"]):
-        raise Skip("not a throughput of one phase")
+        raise SkipError("not a throughput of one phase")
     if "MTP" in str(row["features"]).replace("no MTP", ""):
-        raise Skip("multi-token prediction: its acceptance is not known")
+        raise SkipError("multi-token prediction: its acceptance is not known")
     per = {"tok/s/node": GPUS_PER_NODE, "tok/s/GPU": 1}.get(str(row["unit"]))
     if per is None:
-        raise Skip(f"unit {row['unit']}")
+        raise SkipError(f"unit {row['unit']}")
     return positive(row, "value") / per
 
 
 def predict_phase(row: Row) -> tuple[tuple[Model, Cluster, Workload, int], Found]:
     """What was played, and tokens/s per GPU."""
     if row.get("quality") not in (None, "table", "derived"):
-        raise Skip(f"quality of the figure: {row['quality']}")
+        raise SkipError(f"quality of the figure: {row['quality']}")
     _per_gpu(row)
     if row["phase"] not in ("prefill", "decode"):
-        raise Skip("both phases together")
+        raise SkipError("both phases together")
     model, cluster = find_model(str(row["model"])), find_cluster(str(row["gpu"]), whole(row, "gpus"))
     isl, ep = whole(row, "isl"), whole(row, "ep")
     decodes = row["phase"] == "decode"
@@ -252,5 +252,5 @@ def _tokens_per_gpu(row: Row) -> int:
     """Tokens of one batch on one GPU, as the source's remarks say."""
     found = _TOKENS.search(f"{row['features']} {row['note']}")
     if found is None:
-        raise Skip("tokens per GPU of a batch are not given")
+        raise SkipError("tokens per GPU of a batch are not given")
     return int(found[1].replace(",", "")) * (1024 if found[2] else 1)

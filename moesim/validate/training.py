@@ -31,7 +31,7 @@ from moesim.validate.figures import (
     SHIPPED,
     Found,
     Row,
-    Skip,
+    SkipError,
     exchange,
     find_cluster,
     find_model,
@@ -87,7 +87,7 @@ def judge(data: Path | None) -> "pd.DataFrame":
         lines.append(one)
         try:
             run = read_run(row)
-        except Skip as reason:
+        except SkipError as reason:
             one["skipped"] = str(reason)
             continue
         one |= {"measured": run.tokens_per_s_per_gpu, "block": run.block}
@@ -124,15 +124,15 @@ def predict(run: Run) -> tuple[Found, tuple[str, ...]]:
 
 
 def read_run(row: Row) -> Run:
-    """The run of a row; Skip where the row leaves open what no rule decides."""
+    """The run of a row; SkipError where the row leaves open what no rule decides."""
     if row.get("quality") not in (None, "table"):
-        raise Skip(f"quality of the figure: {row['quality']}")
+        raise SkipError(f"quality of the figure: {row['quality']}")
     model = find_model(str(row["model"]))
     cluster = find_cluster(str(row["gpu"]), whole(row, "gpus"))
     tp, pp, ep = (whole(row, name) for name in ("tp", "pp", "ep"))
     dtype = DTYPES.get(str(row["precision"]))
     if dtype is None:
-        raise Skip(f"moesim has no precision {row['precision']}")
+        raise SkipError(f"moesim has no precision {row['precision']}")
     workload = make_workload("train", cluster.gpus, global_batch=whole(row, "gbs"), seq=whole(row, "seq"), dtype=dtype)
     shares_tp = "TP+EP" in str(row.get("framework"))
     drops = "token drop" in str(row["token_handling"])
@@ -151,10 +151,10 @@ def _fitting(model: Model, cluster: Cluster, workload: Workload, choices: dict[s
     try:
         candidates = [load_strategy(choices | {"recompute": what}, cluster.gpus) for what in RECOMPUTE]
     except MoesimError as error:
-        raise Skip(str(error)) from None
+        raise SkipError(str(error)) from None
     reason = why_not(model, cluster, workload, candidates[0])
     if reason is not None:
-        raise Skip(f"moesim cannot express it: {reason}")
+        raise SkipError(f"moesim cannot express it: {reason}")
     fits = (s for s in candidates if does_not_fit(cluster.gpu, memory(model, workload, s)) is None)
     return next(fits, candidates[-1])
 
@@ -164,7 +164,7 @@ def _speed(row: Row, model: Model, workload: Workload) -> tuple[float, tuple[str
     if row["tok_s_gpu"] is not None:
         return positive(row, "tok_s_gpu"), ()
     if row["tflops_gpu"] is None:
-        raise Skip("neither tokens/s nor TFLOP/s: the run was out of memory or not reported")
+        raise SkipError("neither tokens/s nor TFLOP/s: the run was out of memory or not reported")
     ours = training_flops(model, workload.queries) / workload.queries
     given = row.get("gflop_per_token")
     remark = () if given is not None else (f"tokens/s by moesim's {ours / 1e9:.0f} GFLOP/token",)
