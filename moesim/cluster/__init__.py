@@ -4,6 +4,7 @@
       scale_up    the link inside a node (an NVLink domain or PCIe box), per GPU and direction
       scale_out   the link between nodes (NIC), per GPU and direction, already divided when GPUs share a NIC
 
+fabric     Fabric: how the links are joined, Degraded: which are slow
 nouns      Gpu, Link, Cluster, Group
 presets    GPUS, CLUSTERS: stated figures, each with its source
 graph      the same cluster as a networkx graph, to describe, check and draw
@@ -17,14 +18,15 @@ from pathlib import Path
 from typing import Final
 
 from moesim.cluster.arrays import LinkArrays, link_arrays
+from moesim.cluster.fabric import Degraded, Fabric, Wire
 from moesim.cluster.graph import graph
 from moesim.cluster.nouns import Cluster, Gpu, Group, Link, check_group
 from moesim.cluster.presets import CLUSTERS, GPUS
 from moesim.errors import MoesimError, choice
 
 __all__ = [
-    "CLUSTERS", "GPUS", "Cluster", "Gpu", "Group", "Link", "LinkArrays", "check_group", "graph",
-    "link_arrays", "load_cluster",
+    "CLUSTERS", "GPUS", "Cluster", "Degraded", "Fabric", "Gpu", "Group", "Link", "LinkArrays", "Wire", "check_group",
+    "graph", "link_arrays", "load_cluster",
 ]  # fmt: skip
 PROFILES_VARIABLE: Final = "MOESIM_PROFILES"  # folders of the user's own profiles
 

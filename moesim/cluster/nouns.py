@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from moesim.cluster.fabric import PLAIN, Fabric
 from moesim.errors import MoesimError, choice
 
 MOST_LATENCY_S = 0.01  # more is a slip of the unit
@@ -61,7 +62,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
-    """Equal nodes of equal GPUs. A *node* is a scale-up domain: 8 GPUs in a DGX, 72 in an NVL72 rack."""
+    """Equal nodes of equal GPUs. A *node* is a scale-up domain: 8 GPUs in a DGX, 72 in an NVL72 rack, a TPU torus."""
 
     name: str
     gpu: Gpu
@@ -70,6 +71,7 @@ class Cluster:
     scale_up: Link  # inside a node, per GPU and direction
     scale_out: Link | None = None  # between nodes, per GPU and direction (a shared NIC already divided)
     nics_per_node: int = 0
+    fabric: Fabric = PLAIN
     gpu_hour_price: float | None = None
     gpu_hour_price_source: str = ""
     source: str = ""
@@ -90,6 +92,7 @@ class Cluster:
             )
         if self.gpu_hour_price is not None:
             _positive(f"cluster {self.name} gpu_hour_price", self.gpu_hour_price)
+        _check_fabric(self)
 
     @property
     def gpus(self) -> int:
@@ -127,6 +130,27 @@ def check_group(cluster: Cluster, group: Group) -> None:
             f"a group of {group.size} ranks on {group.nodes} nodes does not fit {cluster.name} with "
             f"{cluster.nodes} nodes of {cluster.gpus_per_node} GPUs: add nodes or make the group smaller"
         )
+
+
+def _check_fabric(cluster: Cluster) -> None:
+    """What the fabric names must be there."""
+    fabric, here = cluster.fabric, f"cluster {cluster.name}"
+    if fabric.inside == "torus" and cluster.gpus_per_node % fabric.places:
+        raise MoesimError(
+            f"{here}: a torus of {'x'.join(map(str, fabric.torus))} places with {cluster.gpus_per_node} GPUs: "
+            f"give a multiple of {fabric.places} as gpus_per_node"
+        )
+    leaves = fabric.leaves(cluster.nodes, cluster.nics_per_node)
+    there = {
+        "up": (cluster.nodes, cluster.gpus_per_node),
+        "nic": (cluster.nodes, cluster.nics_per_node),
+        "uplink": (leaves, 1),
+    }
+    for slow in fabric.degraded:
+        count, each = there[slow.link]
+        if slow.node >= count or (slow.index or 0) >= each:
+            where = f"degraded {slow.link} of node {slow.node}, index {slow.index or 0}"
+            raise MoesimError(f"{here}: {where}: there are {count} with {each} each, counted from 0")
 
 
 def _positive(what: str, value: float) -> None:
