@@ -11,6 +11,7 @@ A module imports only what stands above it in this list, which is also the readi
     workload      what arrives: a training step, a prefill or a decode batch
     profile       measured seconds by shape: find, load, predict with a band, refuse to extrapolate
     compute       seconds of GEMMs, attention and expert layers on one GPU
+    network       what every link carries, who waits for whom: busiest link, max-min fair flows
     collectives   seconds of all-reduce, all-gather, reduce-scatter, point to point
     alltoall      where the all-to-all cost comes from: bytes[src, dst] and each algorithm's links
     routing       who goes where: tokens[draw, source rank, expert]

@@ -140,6 +140,8 @@ def _check_fabric(cluster: Cluster) -> None:
             f"{here}: a torus of {'x'.join(map(str, fabric.torus))} places with {cluster.gpus_per_node} GPUs: "
             f"give a multiple of {fabric.places} as gpus_per_node"
         )
+    if fabric.inside == "graph" and any(slow.link == "up" for slow in fabric.degraded):
+        raise MoesimError(f"{here}: degraded up with inside=graph: give the wire the bandwidth that it has")
     leaves = fabric.leaves(cluster.nodes, cluster.nics_per_node)
     there = {
         "up": (cluster.nodes, cluster.gpus_per_node),

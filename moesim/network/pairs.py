@@ -69,7 +69,7 @@ class Dense:
 
     @property
     def ranks(self) -> int:
-        return self.copies.shape[-1]
+        return int(self.copies.shape[-1])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,12 +100,12 @@ class Dense:
         )
 
     def climbing(self, per_node: int, leaf: IntArray) -> tuple[FloatArray, FloatArray]:
-        square = _grouped(_grouped(self.copies, leaf, -1), leaf, -2)  # [..., src leaf, dst leaf]
+        square = grouped(grouped(self.copies, leaf, -1), leaf, -2)  # [..., src leaf, dst leaf]
         if not _nested(leaf, per_node):  # rails: what stays on its node does not climb
             inside = _by_node(self.copies, per_node)
             node = np.arange(inside.shape[-2])
             near = inside[..., node, :, node, :].sum(axis=0)  # [..., src local, dst local]
-            square = square - _grouped(_grouped(near, leaf[:per_node], -1), leaf[:per_node], -2)
+            square = square - grouped(grouped(near, leaf[:per_node], -1), leaf[:per_node], -2)
         stays = np.diagonal(square, axis1=-2, axis2=-1)
         return square.sum(axis=-1) - stays, square.sum(axis=-2) - stays
 
@@ -113,7 +113,7 @@ class Dense:
         differ = np.ones((self.ranks, self.ranks), dtype=bool)
         for label in apart:
             differ &= label[:, None] != label
-        return _grouped(_grouped(np.where(differ, self.copies, 0.0), dst, -1), src, -2)
+        return grouped(grouped(np.where(differ, self.copies, 0.0), dst, -1), src, -2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -125,7 +125,7 @@ class Product:
 
     @property
     def ranks(self) -> int:
-        return self.share.shape[-1]
+        return int(self.share.shape[-1])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -153,24 +153,25 @@ class Product:
         )
 
     def climbing(self, per_node: int, leaf: IntArray) -> tuple[FloatArray, FloatArray]:
-        sent, share = _grouped(self.sent, leaf, -1), _grouped(self.share, leaf, -1)
+        sent, share = grouped(self.sent, leaf, -1), grouped(self.share, leaf, -1)
         total = sent.sum(axis=-1, keepdims=True)
         out, into = sent * (1.0 - share), share * (total - sent)
         if _nested(leaf, per_node):
             return out, into
         here = [np.reshape(each, (*each.shape[:-1], -1, per_node)) for each in (self.sent, self.share)]
-        near_sent, near_share = (_grouped(each, leaf[:per_node], -1) for each in here)  # [..., node, leaf]
+        near_sent, near_share = (grouped(each, leaf[:per_node], -1) for each in here)  # [..., node, leaf]
         others = near_share.sum(axis=-1, keepdims=True) - near_share
         other_senders = near_sent.sum(axis=-1, keepdims=True) - near_sent
         return out - (near_sent * others).sum(axis=-2), into - (near_share * other_senders).sum(axis=-2)
 
     def between(self, src: IntArray, dst: IntArray, apart: tuple[IntArray, ...]) -> FloatArray:
         """By inclusion and exclusion over the labels that must differ: all, less equal in one, plus equal in both."""
-        found = _grouped(self.sent, src, -1)[:, None] * _grouped(self.share, dst, -1)
+        found = grouped(self.sent, src, -1)[:, None] * grouped(self.share, dst, -1)
         for label in apart:
             found = found - self._alike(src, dst, label)
         if len(apart) == 2:
-            both = np.unique(np.stack(apart), axis=1, return_inverse=True)[1].ravel()
+            one, other = apart
+            both = np.unique(one * (int(other.max()) + 1) + other, return_inverse=True)[1]
             found = found + self._alike(src, dst, both)
         return np.maximum(found, 0.0)
 
@@ -205,7 +206,7 @@ def _nested(leaf: IntArray, per_node: int) -> bool:
     return bool(np.all(square == square[:, :1]))
 
 
-def _grouped(values: FloatArray, label: IntArray, axis: int) -> FloatArray:
+def grouped(values: FloatArray, label: IntArray, axis: int) -> FloatArray:
     """Sums over the entries of ``axis`` with equal labels, which count from 0."""
     if np.all(label[1:] >= label[:-1]):  # blocks, one after another
         starts = np.searchsorted(label, np.arange(int(label[-1]) + 1))
@@ -217,4 +218,4 @@ def _grouped(values: FloatArray, label: IntArray, axis: int) -> FloatArray:
 def _table(rows: IntArray, columns: IntArray, values: FloatArray, count: int) -> FloatArray:
     """``[row label, column label]`` sums."""
     width = int(columns.max()) + 1
-    return np.bincount(rows * width + columns, values, count * width).reshape(count, width)
+    return np.asarray(np.bincount(rows * width + columns, values, count * width).reshape(count, width), np.float64)
