@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from moesim.alltoall import ALGORITHMS, Traffic, all_to_all, copies_by_rank, sent_and_received, unsupported
-from moesim.alltoall.hierarchical import rail_loads
-from moesim.alltoall.linear import link_loads
 from moesim.cluster import Group, load_cluster
 from moesim.collectives import in_node, reduce_scatter
 from moesim.errors import MoesimError
+from moesim.network import Dense, inside_loads, longest, waits
 
 US = 1e-6
 TWO_NODES = load_cluster("dgx-h100", 2)
@@ -24,12 +23,12 @@ def traffic(copies, token_bytes=1e6, tokens=4.0):
     sent = np.asarray(copies, dtype=float)
     to = sent.sum(axis=-2) + 1e-9  # one expert a rank, each token to one of them
     share = to / to.sum(axis=-1, keepdims=True)
-    return Traffic(copies=sent, tokens=tokens, token_bytes=token_bytes, share=share)
+    return Traffic(pairs=Dense(copies=sent), tokens=tokens, token_bytes=token_bytes, share=share)
 
 
 def uniform(tokens, ranks, top_k=8, token_bytes=14336):
     copies = np.full((ranks, ranks), tokens * top_k / ranks)
-    return Traffic(copies=copies, tokens=tokens, token_bytes=token_bytes)
+    return Traffic(pairs=Dense(copies=copies), tokens=tokens, token_bytes=token_bytes)
 
 
 some_copies = arrays(float, (4, 4), elements=st.integers(0, 1000).map(float))
@@ -56,16 +55,27 @@ def test_copies_are_the_tokens_summed_over_each_rank_s_experts(tokens, owner):
     assert np.array_equal(copies_by_rank(tokens, owner, ranks), summed)
 
 
+HAND = Dense(copies=np.array([[9, 5, 3, 2], [0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=float))
+
+
 def test_linear_loads_by_hand():
-    # rank 0 sends 5 to its neighbour 1 and 3 + 2 to the other node; rank 3 receives 2 + 4 from the other node
-    copies = np.array([[9, 5, 3, 2], [0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=float)
-    assert [float(load) for load in link_loads(copies, 2)] == [5.0, 6.0]
+    # rank 3 receives 2 + 4 from the other node; rank 0 sends 5 to its neighbour 1, and 2 more that leave on 1's rail
+    found = waits(TWO_NODES, FOUR, HAND)
+    assert (float(found["up"]), float(found["nic"])) == (7.0, 6.0)
+
+
+def test_without_forwarding_each_rank_uses_its_own_nic():
+    # by NVLink 5 from rank 0 to 1; rank 0 sends 3 + 2 by its NIC, rank 3 receives 2 + 4
+    found = waits(TWO_NODES, FOUR, HAND, "direct")
+    assert (float(found["up"]), float(found["nic"])) == (5.0, 6.0)
 
 
 def test_rails_by_hand():
     # 2dh: what rank 0 sends to 1 and 3 leaves on rail 1 (by NVLink to rank 1: 5 + 2); 3 gets 2 + 4 on rail 1
-    copies = np.array([[9, 5, 3, 2], [0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=float)
-    assert [float(load) for load in rail_loads(copies, 2)] == [7.0, 6.0]
+    out, into = HAND.to_rails(2).totals()
+    inside = longest(TWO_NODES, FOUR, inside_loads(TWO_NODES, FOUR, out.ravel(), into.ravel()))
+    along = [float(side.max()) for side in HAND.along_rails(2).totals()]
+    assert (float(inside["up"]), along) == (7.0, [6.0, 6.0])
 
 
 def test_one_busy_nic_decides():
@@ -91,7 +101,8 @@ def test_what_stays_on_its_rank_is_free():
 
 def test_inside_a_node_an_even_exchange_takes_the_measured_time():
     # 512 MiB a rank on 8 H100: 1490.42 us, NCCL 2.29.2 (aiconfigurator-core 0.12.0, nccl-tests)
-    even = Traffic(copies=np.full((8, 8), 8192.0), tokens=8192, token_bytes=8192)  # 8 x 8192 x 8 KiB = 512 MiB
+    all_equal = Dense(copies=np.full((8, 8), 8192.0))  # 8 x 8192 x 8 KiB = 512 MiB
+    even = Traffic(pairs=all_equal, tokens=8192, token_bytes=8192)
     cost = all_to_all(load_cluster("dgx-h100"), Group(size=8, per_node=8), even, "linear")
     assert cost.seconds == pytest.approx(1490.42 * US)
 
@@ -123,7 +134,8 @@ def test_the_models_give_their_expected_table(algorithm, tokens, ranks, expected
 def test_bus_bandwidth_counts_local_peers_as_if_they_crossed_the_nic(nodes, busbw_gb_s):
     # busbw = B_n (R-1)/(R-G): 48 GB/s -> 90, 62, 54 at 2, 4, 8 nodes; DeepEP low latency gives 88, 61, 53
     ranks, size_bytes = 8 * nodes, 1e12
-    even = Traffic(copies=np.full((ranks, ranks), 1e6), tokens=1.0, token_bytes=size_bytes / ranks / 1e6)
+    all_equal = Dense(copies=np.full((ranks, ranks), 1e6))
+    even = Traffic(pairs=all_equal, tokens=1.0, token_bytes=size_bytes / ranks / 1e6)
     cost = all_to_all(load_cluster("dgx-h100", nodes), Group(size=ranks, per_node=8), even, "linear")
     busbw = size_bytes * (ranks - 1) / ranks / cost.seconds
     assert busbw == pytest.approx(48e9 * (ranks - 1) / (ranks - 8), rel=0.001)
@@ -132,7 +144,7 @@ def test_bus_bandwidth_counts_local_peers_as_if_they_crossed_the_nic(nodes, busb
 
 def test_small_messages_at_scale_favour_two_dimensions():
     cluster, group = load_cluster("dgx-h100", 256), Group(size=2048, per_node=8)
-    small = Traffic(copies=np.full((2048, 2048), 1.0), tokens=256, token_bytes=512)  # 1 MiB a rank
+    small = Traffic(pairs=Dense(copies=np.full((2048, 2048), 1.0)), tokens=256, token_bytes=512)  # 1 MiB a rank
     linear, two_d = (all_to_all(cluster, group, small, name).seconds for name in ("linear", "2dh"))
     assert two_d < linear / 4
 

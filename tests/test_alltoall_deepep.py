@@ -11,6 +11,7 @@ from moesim.alltoall import ALGORITHMS, Traffic, all_to_all, unsupported
 from moesim.alltoall.reach import limited, reached
 from moesim.cluster import Group, load_cluster
 from moesim.errors import MoesimError
+from moesim.network import Dense
 
 EVEN = np.full(256, 1 / 256)
 FP8, BF16 = 7168 * (1 + 4 / 128), 7168 * 2.0
@@ -20,7 +21,7 @@ def traffic(ranks, tokens, size, share=EVEN, groups=(1, 1)):
     """Every rank sends ``tokens`` tokens to 8 of 256 experts, by their shares."""
     by_rank = share.reshape(ranks, -1).sum(axis=1)
     copies = np.outer(np.full(ranks, 8.0 * tokens), by_rank)
-    return Traffic(copies=copies, tokens=tokens, token_bytes=size, share=share, top_k=8, groups=groups)
+    return Traffic(pairs=Dense(copies=copies), tokens=tokens, token_bytes=size, share=share, top_k=8, groups=groups)
 
 
 def microseconds(cluster, nodes, name, direction, tokens, groups=(1, 1)):
@@ -127,6 +128,6 @@ def test_without_nvlink_or_hopper_it_cannot_run():
 
 
 def test_traffic_without_popularities_is_refused():
-    bare = Traffic(copies=np.ones((8, 8)), tokens=4, token_bytes=1.0)
+    bare = Traffic(pairs=Dense(copies=np.ones((8, 8))), tokens=4, token_bytes=1.0)
     with pytest.raises(MoesimError, match="give share"):
         all_to_all(load_cluster("dgx-h100"), Group(size=8, per_node=8), bare, "deepep")

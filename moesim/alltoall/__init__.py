@@ -22,6 +22,8 @@ gather_scatter  "ag_rs": everybody gets every token, outputs are summed on the w
 
 from typing import Final, Literal
 
+import numpy as np
+
 from moesim.alltoall.deepep import low_latency, normal
 from moesim.alltoall.gather_scatter import gather_scatter
 from moesim.alltoall.hierarchical import hierarchical
@@ -48,13 +50,13 @@ def all_to_all(
 ) -> Cost:
     """Seconds of one dispatch or combine. ``copies[..., src, dst]`` gives costs of shape ``[...]``."""
     check_group(cluster, group)
-    if traffic.copies.shape[-1] != group.size:
-        raise MoesimError(f"copies of {traffic.copies.shape[-1]} ranks in a group of {group.size}: draw them for it")
+    if traffic.pairs.ranks != group.size:
+        raise MoesimError(f"copies of {traffic.pairs.ranks} ranks in a group of {group.size}: draw them for it")
     reason = unsupported(cluster, group, algorithm)
     if reason is not None:
         raise MoesimError(f"all-to-all {algorithm}: {reason}")
     if group.size == 1:
-        zero = traffic.copies.sum(axis=(-2, -1)) * 0.0
+        zero = np.zeros(traffic.pairs.shape)
         return cost(zero, 0.0, zero, cluster.scale_up.kind, BASIS["published"], "one rank exchanges nothing")
     if direction == "dispatch":
         return ALGORITHMS[algorithm](cluster, group, traffic, direction)

@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from moesim.alltoall.linear import link_loads
-from moesim.alltoall.reach import limited, reached
-from moesim.alltoall.traffic import Traffic, busiest, remembered
+from moesim.alltoall.ports import link_copies
+from moesim.alltoall.reach import distinct_copies
+from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
 from moesim.cost import BASIS, ESTIMATED, Cost, FloatArray, cost
@@ -58,43 +58,22 @@ def normal(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> 
     """Seconds by the busiest port; each token crosses a link once."""
     if traffic.share is None:
         raise MoesimError("deepep: the traffic does not say how popular its experts are: give share[..., expert]")
-    inside, outside = remembered(traffic, ("deepep", group.per_node), lambda: distinct_loads(traffic, group))
-    return _seconds(cluster, group, traffic, (inside, outside), NORMAL[direction], f"DeepEP normal {direction}")
+    loads = remembered(traffic, ("deepep", cluster, group), lambda: distinct_copies(cluster, group, traffic))
+    return _seconds(cluster, group, traffic, loads, NORMAL[direction], f"DeepEP normal {direction}")
 
 
 def low_latency(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Seconds by the busiest port; a token crosses a link for each of its experts there."""
-    if group.nodes == 1:
-        most = remembered(traffic, "busiest", lambda: busiest(traffic.copies))
-        loads = most, np.zeros_like(most)
-    else:
-        loads = remembered(traffic, ("linear", group.per_node), lambda: link_loads(traffic.copies, group.per_node))
+    loads = link_copies(cluster, group, traffic, "direct").copies
     return _seconds(cluster, group, traffic, loads, LOW_LATENCY[direction], f"DeepEP low latency {direction}")
 
 
-def distinct_loads(traffic: Traffic, group: Group) -> tuple[FloatArray, FloatArray]:
-    """Tokens over the busiest NVLink port and over the busiest NIC, sent or received: ``[...]`` twice."""
-    assert traffic.share is not None
-    by_rank = _reached(traffic, group.size).reshape(*traffic.share.shape[:-1], group.nodes, group.per_node)
-    on_node = by_rank.sum(axis=-1, keepdims=True)
-    inside = np.maximum(on_node - by_rank, (group.per_node - 1) * by_rank).max(axis=(-2, -1)) * group.nodes
-    by_node = _reached(traffic, group.nodes)
-    away = by_node.sum(axis=-1, keepdims=True) - by_node
-    outside = np.maximum(away, (group.nodes - 1) * by_node).max(axis=-1)
-    return traffic.tokens * inside, traffic.tokens * outside
-
-
-def _reached(traffic: Traffic, parts: int) -> FloatArray:
-    assert traffic.share is not None
-    limit = limited(traffic.share.shape[-1], parts, traffic.top_k, *traffic.groups)
-    return reached(traffic.share, parts, traffic.top_k) * limit
-
-
 def _seconds(
-    cluster: Cluster, group: Group, traffic: Traffic, loads: tuple[FloatArray, FloatArray], mode: Mode, name: str
+    cluster: Cluster, group: Group, traffic: Traffic, copies: dict[str, FloatArray], mode: Mode, name: str
 ) -> Cost:
     up = cluster.scale_up
-    inside, outside = (load * traffic.token_bytes for load in loads)
+    inside = copies["up"] * traffic.token_bytes
+    outside = np.maximum(copies.get("nic", 0.0), copies.get("uplink", 0.0)) * traffic.token_bytes
     up_s, start_s = inside / (up.bandwidth_bytes_per_s * mode.nvlink), mode.start_s
     out_s, peak_out_s = np.zeros_like(up_s), np.zeros_like(up_s)
     if group.nodes > 1:

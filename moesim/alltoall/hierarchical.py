@@ -5,7 +5,7 @@
     stride copy   group by destination node
     inter         (n, l) sends to (m, l) along its own rail
 
-    seconds = 2 (a_k + 2 S / B_m) + curve(intra load) + a_n + NIC load / B_n
+    seconds = 2 (a_k + 2 S / B_m) + curve(intra load) + a_n + max(NIC, uplink load) / bandwidth
 
 S is the busiest rank's buffer, B_m the achieved copy bandwidth of memory. The phases follow one another. A
 NIC sends N - 1 messages of S/N instead of R - G messages of S/R: less latency, more copies. a_k = 4 us a
@@ -17,46 +17,68 @@ from typing import Final
 
 import numpy as np
 
-from moesim.alltoall.linear import node_exchange
-from moesim.alltoall.traffic import Traffic, busiest, by_node, remembered
+from moesim.alltoall.ports import BAND, Loaded, Moved, busiest, node_exchange
+from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
 from moesim.cost import ESTIMATED, Cost, FloatArray, cost
+from moesim.network import inside_loads, longest, waits
 from moesim.units import US
 
 COPY_LAUNCH_S: Final = 4 * US
 COPY_SHARE: Final = 0.72
 INTER_START_S: Final = 60 * US
-BAND: Final = 0.40
 
 
 def hierarchical(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
-    """Seconds of the four phases, each by its busiest port."""
-    out = nic(cluster)
-    copies = traffic.copies
-    loads = remembered(traffic, ("2dh", group.per_node), lambda: rail_loads(copies, group.per_node))
-    inside, outside = (load * traffic.token_bytes for load in loads)
-    most = remembered(traffic, "buffer", lambda: copies.sum(axis=-1).max(axis=-1))
-    buffer_bytes = most * traffic.token_bytes
-    peak_copies_s = 4 * buffer_bytes / cluster.gpu.memory_bytes_per_s
-    copies_s = 2 * COPY_LAUNCH_S + peak_copies_s / COPY_SHARE
-    intra = node_exchange(cluster, group.per_node, inside)
-    inter_s = outside / out.bandwidth_bytes_per_s
-    phases = {"memory": copies_s, cluster.scale_up.kind: intra.seconds, "nic": INTER_START_S + inter_s}
+    """Seconds of the four phases, each by its busiest link."""
+    copies_s, peak_copies_s = stride_copies(cluster, traffic)
+    intra = to_rails(cluster, group, traffic)
+    inter = along_rails(cluster, group, traffic)
+    phases = {
+        "memory": 2 * copies_s, cluster.scale_up.kind: intra.seconds, inter.waits_for: INTER_START_S + inter.seconds,
+    }  # fmt: skip
     return cost(
-        copies_s + intra.seconds + INTER_START_S + inter_s,
+        2 * copies_s + intra.seconds + INTER_START_S + inter.seconds,
         BAND,
-        peak_copies_s + intra.bound_s + outside / out.peak_bytes_per_s,
+        2 * peak_copies_s + intra.bound_s + inter.peak_s,
         max(phases, key=lambda name: float(np.mean(phases[name]))),
         ESTIMATED,
         f"2dh {direction} model (Tutel), {INTER_START_S / US:.0f} us a network phase assumed; "
-        f"{intra.source}; nic: {out.source}",
+        f"{intra.source}; nic: {nic(cluster).source}",
     )
 
 
-def rail_loads(copies: FloatArray, per_node: int) -> tuple[FloatArray, FloatArray]:
-    """Copies over the busiest NVLink port in the intra phase and over the busiest NIC in the inter phase."""
-    square = by_node(copies, per_node)  # [..., src node, src local, dst node, dst local]
-    to_rail = square.sum(axis=-2)  # [..., node, src local, rail]
-    along = np.moveaxis(square.sum(axis=-3), -1, -3)  # [..., rail, src node, dst node]
-    return busiest(to_rail).max(axis=-1), busiest(along).max(axis=-1)
+def stride_copies(cluster: Cluster, traffic: Traffic) -> tuple[FloatArray, FloatArray]:
+    """Seconds of one copy of the busiest rank's buffer, as achieved and at the memory's peak."""
+    most = remembered(traffic, "buffer", lambda: traffic.pairs.buffers().max(axis=-1))
+    peak_s = 2 * most * traffic.token_bytes / cluster.gpu.memory_bytes_per_s
+    return COPY_LAUNCH_S + peak_s / COPY_SHARE, peak_s
+
+
+def to_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Cost:
+    """Inside every node: each rank gives the rank of a rail all that must leave there; launch included."""
+    copies = remembered(traffic, ("to_rails", cluster, group), lambda: _rail_ports(cluster, group, traffic))
+    host_bytes = copies["host"] * traffic.token_bytes if "host" in copies else 0.0
+    return node_exchange(cluster, group.per_node, copies["up"] * traffic.token_bytes, host_bytes)
+
+
+def along_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Moved:
+    """Between nodes, every rail for itself: the slowest rail."""
+    found = remembered(traffic, ("along_rails", cluster, group), lambda: _rails(cluster, group, traffic))
+    size_bytes = {kind: each * traffic.token_bytes for kind, each in found.copies.items()}
+    moved = busiest(cluster, 1, size_bytes)
+    return moved._replace(seconds=moved.seconds * found.slower)
+
+
+def _rail_ports(cluster: Cluster, group: Group, traffic: Traffic) -> dict[str, FloatArray]:
+    out, into = traffic.pairs.to_rails(group.per_node).totals()  # [..., node, local]
+    shape = (*out.shape[:-2], group.size)
+    return longest(cluster, group, inside_loads(cluster, group, out.reshape(shape), into.reshape(shape)))
+
+
+def _rails(cluster: Cluster, group: Group, traffic: Traffic) -> Loaded:
+    one_rail = Group(size=group.nodes, per_node=1)
+    by_rail = waits(cluster, one_rail, traffic.pairs.along_rails(group.per_node), "direct")
+    copies = {kind: each.max(axis=-1) for kind, each in by_rail.items() if kind != "up"}
+    return Loaded(copies, np.ones(traffic.pairs.shape))

@@ -16,7 +16,37 @@ from math import comb
 
 import numpy as np
 
+from moesim.alltoall.traffic import Traffic
+from moesim.cluster import Cluster, Group
 from moesim.cost import FloatArray
+from moesim.network import Product, inside_loads, longest, waits
+
+
+def distinct_copies(cluster: Cluster, group: Group, traffic: Traffic) -> dict[str, FloatArray]:
+    """Copies on the busiest link by kind, when a token goes once to each node and from its rail to each rank there.
+
+    T tokens a rank, r_n and r_d the shares of them that reach node n and rank d, N nodes of G ranks:
+
+        NIC      out  T sum of r_n over the other nodes        in   T (N - 1) r_n
+        NVLink   out  T N sum of r_d over the node's others    in   T N (G - 1) r_d
+    """
+    by_rank = _reached_parts(traffic, group.size) * (traffic.tokens * group.nodes)
+    square = by_rank.reshape(*by_rank.shape[:-1], group.nodes, group.per_node)
+    out = (square.sum(axis=-1, keepdims=True) - square).reshape(by_rank.shape)
+    found = longest(cluster, group, inside_loads(cluster, group, out, (group.per_node - 1) * by_rank))
+    if group.nodes == 1:
+        return found
+    by_node = _reached_parts(traffic, group.nodes)
+    nodes = by_node.sum(axis=-1, keepdims=True)
+    along = Product(sent=np.broadcast_to(traffic.tokens * nodes, by_node.shape), share=by_node / nodes)
+    rails = waits(cluster, Group(size=group.nodes, per_node=1), along, "direct")
+    return found | {kind: each for kind, each in rails.items() if kind != "up"}
+
+
+def _reached_parts(traffic: Traffic, parts: int) -> FloatArray:
+    assert traffic.share is not None
+    limit = limited(traffic.share.shape[-1], parts, traffic.top_k, *traffic.groups)
+    return reached(traffic.share, parts, traffic.top_k) * limit
 
 
 def reached(share: FloatArray, parts: int, top_k: int) -> FloatArray:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moesim.cost import FloatArray
 from moesim.errors import MoesimError
+from moesim.network import Pairs
 
 Found = TypeVar("Found")
 
@@ -17,15 +18,15 @@ Found = TypeVar("Found")
 class Traffic:
     """Token copies between the ranks of a group, in one all-to-all or in a batch of them.
 
-    copies[..., src, dst]   copies of src's tokens for experts on dst; the diagonal stays on its rank and
-                            is free
+    pairs                   copies of src's tokens for experts on dst, drawn (Dense) or expected (Product); what
+                            stays on its rank is free
     tokens                  tokens per source rank before copying (all-gather moves these)
     token_bytes             bytes of one copy: hidden x dtype, scales included
     share[..., expert]      popularity of each expert, in the order of their ranks; it sums to one
     top_k, groups           experts of a token; groups of experts, and how many of them a token may use
     """
 
-    copies: FloatArray
+    pairs: Pairs
     tokens: float
     token_bytes: float
     share: FloatArray | None = None
@@ -34,9 +35,6 @@ class Traffic:
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # loads that follow from copies alone
 
     def __post_init__(self) -> None:
-        shape = self.copies.shape
-        if len(shape) < 2 or shape[-1] != shape[-2]:
-            raise MoesimError(f"copies of shape {shape}: give [..., src rank, dst rank]")
         if self.token_bytes <= 0 or self.tokens < 0:
             raise MoesimError(f"{self.tokens} tokens of {self.token_bytes} bytes: at least 0 of more than 0 bytes")
 
@@ -56,9 +54,7 @@ def copies_by_rank(tokens: NDArray[np.integer] | FloatArray, owner: NDArray[np.i
 
 def sent_and_received(traffic: Traffic) -> tuple[FloatArray, FloatArray]:
     """Bytes that each rank sends to and receives from others: ``[..., rank]`` twice, with equal sums."""
-    stays = np.diagonal(traffic.copies, axis1=-2, axis2=-1)
-    sent = traffic.copies.sum(axis=-1) - stays
-    received = traffic.copies.sum(axis=-2) - stays
+    sent, received = traffic.pairs.totals()
     return sent * traffic.token_bytes, received * traffic.token_bytes
 
 
@@ -68,7 +64,7 @@ def turned(traffic: Traffic) -> Traffic:
 
 
 def _transposed(traffic: Traffic) -> Traffic:
-    return replace(traffic, copies=np.swapaxes(traffic.copies, -1, -2), memo={})
+    return replace(traffic, pairs=traffic.pairs.turned(), memo={})
 
 
 def resized(traffic: Traffic, token_bytes: float) -> Traffic:
@@ -82,20 +78,3 @@ def remembered(traffic: Traffic, key: Any, find: Callable[[], Found]) -> Found:
         traffic.memo[key] = find()
     found: Found = traffic.memo[key]
     return found
-
-
-def by_node(copies: FloatArray, per_node: int) -> FloatArray:
-    """``copies[..., src, dst]`` -> ``[..., src node, src local, dst node, dst local]``."""
-    nodes = copies.shape[-1] // per_node
-    return copies.reshape(*copies.shape[:-2], nodes, per_node, nodes, per_node)
-
-
-def busiest(copies: FloatArray) -> FloatArray:
-    """The largest number of copies that one end sends to or receives from the others: ``[...]``.
-
-    ``copies[..., src, dst]``; the diagonal crosses no link.
-    """
-    stays = np.diagonal(copies, axis1=-2, axis2=-1)
-    sent = (copies.sum(axis=-1) - stays).max(axis=-1)
-    received = (copies.sum(axis=-2) - stays).max(axis=-1)
-    return np.asarray(np.maximum(sent, received))

@@ -21,6 +21,7 @@ from moesim.costs.hardware import (
 )
 from moesim.costs.inputs import COUNT, SEED, TEXT, count, one_of, option, settle, stated
 from moesim.errors import MoesimError
+from moesim.network import Dense
 from moesim.placement import PLACEMENTS
 from moesim.routing import draw_tokens, parse_routing, popularity
 
@@ -146,7 +147,7 @@ def _traffic(draw: _Draw) -> tuple[Traffic, ...]:
         rows = tokens.sum(axis=0)[np.argsort(owned, kind="stable")]
         found.append(
             Traffic(
-                copies=copies_by_rank(tokens, owned, ranks), tokens=draw.tokens, token_bytes=1.0,
+                pairs=Dense(copies=copies_by_rank(tokens, owned, ranks)), tokens=draw.tokens, token_bytes=1.0,
                 share=rows / rows.sum(), top_k=draw.top_k,
             )
         )  # fmt: skip

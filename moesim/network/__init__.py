@@ -8,7 +8,21 @@ torus    loads of a torus, dimension after dimension
 wires    loads of any graph, over all shortest ways
 """
 
-from moesim.network.links import bytes_per_s, families, forwards, leaf_of, loads, nic_of, waits
+from moesim.network.links import (
+    Route,
+    bytes_per_s,
+    families,
+    forwards,
+    inside_loads,
+    leaf_of,
+    loads,
+    longest,
+    nic_of,
+    waits,
+)
 from moesim.network.pairs import Dense, Pairs, Product
 
-__all__ = ["Dense", "Pairs", "Product", "bytes_per_s", "families", "forwards", "leaf_of", "loads", "nic_of", "waits"]
+__all__ = [
+    "Dense", "Pairs", "Product", "Route", "bytes_per_s", "families", "forwards", "inside_loads", "leaf_of", "loads",
+    "longest", "nic_of", "waits",
+]  # fmt: skip

@@ -14,9 +14,9 @@ What a link carries follows from the copies, the fabric and the ``route``:
     forwarded      between nodes by NVLink to the GPU of the destination's rail, then along the rail (PXN)
     direct         from the source's own NIC to the destination's
 
-A group stands on the first GPUs of the first nodes. Ranks of other groups on the same NIC or leaf are busy
-alike: the group has its share of a link. ``waits`` are copies: as many as a whole link of the kind, a GPU's own,
-moves in the time that the busiest one takes for its load.
+A group stands on the first GPUs of the first nodes; with one rank a node, on the slowest rail. Ranks of other
+groups on the same NIC or leaf are busy alike: the group has its share of a link. ``waits`` are copies: as many as
+a whole link of the kind, a GPU's own, moves in the time that the busiest one takes for its load.
 """
 
 from collections.abc import Callable
@@ -65,20 +65,31 @@ def loads(cluster: Cluster, group: Group, pairs: Pairs, route: Route) -> dict[st
             found |= {"leaf_up": up, "leaf_down": down}
     if fabric.inside in _ROUTED:
         return found | _ROUTED[fabric.inside](cluster, group, pairs)
-    if fabric.inside == "host":
+    return found | inside_loads(cluster, group, near_out, near_in)
+
+
+def inside_loads(cluster: Cluster, group: Group, near_out: FloatArray, near_in: FloatArray) -> dict[str, FloatArray]:
+    """What ``[..., rank]`` copies inside the nodes load on their ports, and on the host's memory."""
+    found = {"up_out": near_out, "up_in": near_in}
+    if cluster.fabric.inside == "host":
         through = near_out + near_in
         found["host"] = through.reshape(*through.shape[:-1], group.nodes, -1).sum(axis=-1)
-    return found | {"up_out": near_out, "up_in": near_in}
+    return found
 
 
 def waits(cluster: Cluster, group: Group, pairs: Pairs, route: Route = "forwarded") -> dict[str, FloatArray]:
     """``[...]`` by kind of link (up, host, nic, uplink): the busiest one's load over its worth, in copies."""
+    return longest(cluster, group, loads(cluster, group, pairs, route))
+
+
+def longest(cluster: Cluster, group: Group, carried: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """``[...]`` by kind: the same for loads ``[..., link]`` by family."""
     worth = families(cluster, group)
     found: dict[str, FloatArray] = {}
-    for name, load in loads(cluster, group, pairs, route).items():
-        longest = np.max(load / worth[name], axis=-1, initial=0.0)
+    for name, load in carried.items():
+        most = np.max(load / worth[name], axis=-1, initial=0.0)
         kind = KIND[name]
-        found[kind] = np.maximum(found[kind], longest) if kind in found else longest
+        found[kind] = np.maximum(found[kind], most) if kind in found else most
     return found
 
 
@@ -179,7 +190,8 @@ def _damaged(name: str, worth: FloatArray, slow: Degraded, cluster: Cluster, gro
     """``worth`` with a share of it left on the slow links; those outside the group are none of its links."""
     here = 1 if name.startswith("leaf") else worth.size // group.nodes  # links of a node, or of a leaf
     owner = _OWNER[name](cluster, group, np.arange(here)) if name in _OWNER else np.arange(here)[None]  # [end, link]
-    mine = np.any(owner == slow.index, axis=0) if slow.index is not None else np.ones(here, dtype=bool)
+    any_rail = slow.index is None or (slow.link == "nic" and group.per_node == 1)  # one rank a node: the worst rail
+    mine = np.ones(here, dtype=bool) if any_rail else np.any(owner == slow.index, axis=0)
     hit = np.zeros(worth.size, dtype=bool)
     hit[slow.node * here : (slow.node + 1) * here] = mine[: max(0, worth.size - slow.node * here)]
     return np.where(hit, worth * slow.share, worth)

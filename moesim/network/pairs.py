@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.cost import FloatArray
+from moesim.errors import MoesimError
 
 IntArray = NDArray[np.integer]
 
@@ -47,12 +48,24 @@ class Pairs(Protocol):
         """``[..., rank]`` sent to and received from all others."""
         ...
 
+    def buffers(self) -> FloatArray:
+        """``[..., rank]`` all that a rank sends, what stays on it among it."""
+        ...
+
     def sums(self, per_node: int) -> Sums:
         """What ports and NICs carry."""
         ...
 
     def climbing(self, per_node: int, leaf: IntArray) -> tuple[FloatArray, FloatArray]:
         """``[..., leaf]`` leaves and enters the ranks below each leaf, from and to other nodes; ``leaf[rank]``."""
+        ...
+
+    def to_rails(self, per_node: int) -> "Pairs":
+        """``[..., node]`` traffics of a node's ranks: rank (n, g) gives (n, l) all that it sends to rail l."""
+        ...
+
+    def along_rails(self, per_node: int) -> "Pairs":
+        """``[..., rail]`` traffics of nodes: (n, l) sends (m, l) all that node n has for it."""
         ...
 
     def between(self, src: IntArray, dst: IntArray, apart: tuple[IntArray, ...]) -> FloatArray:
@@ -66,6 +79,11 @@ class Dense:
     """``copies[..., src, dst]``."""
 
     copies: FloatArray
+
+    def __post_init__(self) -> None:
+        shape = self.copies.shape
+        if len(shape) < 2 or shape[-1] != shape[-2]:
+            raise MoesimError(f"copies of shape {shape}: give [..., src rank, dst rank]")
 
     @property
     def ranks(self) -> int:
@@ -81,6 +99,9 @@ class Dense:
     def totals(self) -> tuple[FloatArray, FloatArray]:
         stays = np.diagonal(self.copies, axis1=-2, axis2=-1)
         return self.copies.sum(axis=-1) - stays, self.copies.sum(axis=-2) - stays
+
+    def buffers(self) -> FloatArray:
+        return np.asarray(self.copies.sum(axis=-1))
 
     def sums(self, per_node: int) -> Sums:
         square = _by_node(self.copies, per_node)  # [..., src node, src local, dst node, dst local]
@@ -108,6 +129,12 @@ class Dense:
             square = square - grouped(grouped(near, leaf[:per_node], -1), leaf[:per_node], -2)
         stays = np.diagonal(square, axis1=-2, axis2=-1)
         return square.sum(axis=-1) - stays, square.sum(axis=-2) - stays
+
+    def to_rails(self, per_node: int) -> "Dense":
+        return Dense(copies=_by_node(self.copies, per_node).sum(axis=-2))
+
+    def along_rails(self, per_node: int) -> "Dense":
+        return Dense(copies=np.moveaxis(_by_node(self.copies, per_node).sum(axis=-3), -1, -3))
 
     def between(self, src: IntArray, dst: IntArray, apart: tuple[IntArray, ...]) -> FloatArray:
         differ = np.ones((self.ranks, self.ranks), dtype=bool)
@@ -139,6 +166,9 @@ class Product:
         total = self.sent.sum(axis=-1, keepdims=True)
         return self.sent * (1.0 - self.share), self.share * (total - self.sent)
 
+    def buffers(self) -> FloatArray:
+        return self.sent
+
     def sums(self, per_node: int) -> Sums:
         sent_here, share_here = _of_node(self.sent, per_node), _of_node(self.share, per_node)
         total = self.sent.sum(axis=-1, keepdims=True)
@@ -163,6 +193,16 @@ class Product:
         others = near_share.sum(axis=-1, keepdims=True) - near_share
         other_senders = near_sent.sum(axis=-1, keepdims=True) - near_sent
         return out - (near_sent * others).sum(axis=-2), into - (near_share * other_senders).sum(axis=-2)
+
+    def to_rails(self, per_node: int) -> "Product":
+        share = self.share.reshape(*self.share.shape[:-1], -1, per_node).sum(axis=-2, keepdims=True)
+        return Product(sent=self.sent.reshape(*self.sent.shape[:-1], -1, per_node), share=share)
+
+    def along_rails(self, per_node: int) -> "Product":
+        share = np.swapaxes(self.share.reshape(*self.share.shape[:-1], -1, per_node), -1, -2)  # [..., rail, node]
+        whole = share.sum(axis=-1, keepdims=True)
+        sent = self.sent.reshape(*self.sent.shape[:-1], -1, per_node).sum(axis=-1)[..., None, :]
+        return Product(sent=sent * whole, share=share / np.maximum(whole, 1e-300))
 
     def between(self, src: IntArray, dst: IntArray, apart: tuple[IntArray, ...]) -> FloatArray:
         """By inclusion and exclusion over the labels that must differ: all, less equal in one, plus equal in both."""

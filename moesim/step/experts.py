@@ -19,6 +19,7 @@ from moesim.collectives import all_gather, reduce_scatter
 from moesim.compute import expert_ffn, gradient
 from moesim.cost import ESTIMATED, FloatArray
 from moesim.model import Experts, Layer
+from moesim.network import Dense
 from moesim.placement import PLACEMENTS
 from moesim.routing import dispatch, draw_tokens, imbalance
 from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES
@@ -164,7 +165,7 @@ def _traffic(scenario: Scenario, spread: Spread) -> Traffic:
     assert ffn is not None
     rows = found.by_expert.reshape(len(copies), -1)  # experts in the order of their ranks
     return Traffic(
-        copies=full, tokens=spread.tokens, token_bytes=1.0, share=rows / rows.sum(axis=-1, keepdims=True),
+        pairs=Dense(copies=full), tokens=spread.tokens, token_bytes=1.0, share=rows / rows.sum(axis=-1, keepdims=True),
         top_k=ffn.top_k, groups=(ffn.groups, ffn.top_groups),
     )  # fmt: skip
 
