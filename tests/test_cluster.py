@@ -1,15 +1,13 @@
-"""What a cluster is: nouns checked at birth, presets with sources, a graph that agrees with the arrays."""
+"""What a cluster is: nouns checked at birth, presets with sources, a graph that can be walked."""
 
 import subprocess
 import sys
 from dataclasses import replace
 
 import networkx as nx
-import numpy as np
 import pytest
 
-from moesim.cluster import CLUSTERS, GPUS, Group, check_group, graph, link_arrays, load_cluster
-from moesim.cluster.arrays import FAMILIES
+from moesim.cluster import CLUSTERS, GPUS, Degraded, Fabric, Group, check_group, graph, load_cluster
 from moesim.cluster.graph import gpu_name
 from moesim.errors import MoesimError
 from moesim.units import GIB
@@ -61,7 +59,11 @@ def test_clusters_and_groups_can_be_keys_of_a_cache():
         ({"scale_out": None, "nics_per_node": 0, "nodes": 2}, "no scale_out link"),
         ({"nics_per_node": 0}, "nics_per_node 0"),
         ({"gpu_hour_price": 0.0}, "gpu_hour_price 0.0"),
-        ({"scale_up": CLUSTERS["dgx-h100"].scale_out}, "kinds"),
+        ({"scale_up": CLUSTERS["dgx-h100"].scale_out}, "scale_out is nic: correct them"),
+        ({"nics_per_node": 16}, "nics_per_node 16 with 8 GPUs: several NICs of one GPU count as one"),
+        ({"nodes": 2, "fabric": Fabric(inside="torus", torus=(4, 2))}, "2 nodes with inside=torus: it is one domain"),
+        ({"fabric": Fabric(inside="torus", torus=(3, 2))}, "torus of 3x2 places with 8 GPUs: give a multiple of 6"),
+        ({"fabric": Fabric(degraded=(Degraded(link="nic", node=1),))}, "degraded nic of node 1, index 0: there are 1"),
     ],
 )
 def test_an_impossible_cluster_is_refused(change, words):
@@ -107,18 +109,6 @@ def test_a_group_fits_or_is_refused():
             Group(size=size, per_node=per_node)
 
 
-def test_the_graph_has_the_capacity_of_the_arrays():
-    cluster = load_cluster("dgx-h100", 2)
-    net, arrays = graph(cluster), link_arrays(cluster)
-    for gpu in range(cluster.gpus):
-        name = gpu_name(int(arrays.node[gpu]), gpu % 8)
-        switch, nic = f"n{arrays.node[gpu]}.nvswitch", f"n{arrays.node[gpu]}.nic{arrays.rail[gpu]}"
-        edges = ((name, switch), (switch, name), (name, nic), (nic, name))
-        in_graph = [net.edges[edge]["bandwidth_bytes_per_s"] for edge in edges]
-        assert np.array_equal(in_graph, arrays.capacity_bytes_per_s[:, gpu])
-    assert len(FAMILIES) == len(arrays.capacity_bytes_per_s)
-
-
 @pytest.mark.parametrize(("name", "nodes"), [("dgx-h100", 2), ("pcie-l40s", 2), ("dgx-a100", 4)])
 def test_half_of_the_nodes_reach_the_other_half_at_the_speed_of_their_nics(name, nodes):
     cluster = load_cluster(name, nodes)
@@ -129,23 +119,21 @@ def test_half_of_the_nodes_reach_the_other_half_at_the_speed_of_their_nics(name,
             net.add_edge(*ends)  # without a bandwidth: unlimited
     flow, _ = nx.maximum_flow(net, "in", "out", capacity="bandwidth_bytes_per_s")
     assert flow == pytest.approx(cluster.gpus / 2 * cluster.scale_out.bandwidth_bytes_per_s)
-    assert flow == pytest.approx(link_arrays(cluster).capacity_bytes_per_s[2, : cluster.gpus // 2].sum())
 
 
 def test_the_latency_along_a_path_is_that_of_the_link():
     cluster = load_cluster("dgx-h100", 2)
-    net, arrays = graph(cluster), link_arrays(cluster)
+    net = graph(cluster)
     near = nx.shortest_path_length(net, gpu_name(0, 0), gpu_name(0, 1), weight="latency_s")
     far = nx.shortest_path_length(net, gpu_name(0, 0), gpu_name(1, 0), weight="latency_s")
     assert (near, far) == pytest.approx((7.7e-6, 19.9e-6))
-    assert (near, far) == pytest.approx((arrays.latency_s[0], arrays.latency_s[2]))
 
 
 def test_gpus_that_share_a_nic_share_its_bandwidth():
     cluster = load_cluster("pcie-l40s", 2)  # 8 GPUs on 2 NICs of 200 Gb/s
-    arrays = link_arrays(cluster)
-    assert arrays.rail[:8].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert graph(cluster).edges["n0.nic0", "leaf0"]["bandwidth_bytes_per_s"] == pytest.approx(23e9)
+    net = graph(cluster)
+    assert [gpu for gpu in net["n1.nic1"] if "gpu" in gpu] == [f"n1.gpu{local}" for local in (4, 5, 6, 7)]
+    assert net.edges["n0.nic0", "leaf0"]["bandwidth_bytes_per_s"] == pytest.approx(23e9)
 
 
 def test_one_node_has_no_network_beyond_its_nics():

@@ -8,8 +8,7 @@ fabric     Fabric: how the links are joined, Degraded: which are slow
 nouns      Gpu, Link, Cluster, Group
 presets    GPUS, CLUSTERS: stated figures, each with its source
 graph      the same cluster as a networkx graph, to describe, check and draw
-arrays     the same cluster as arrays, to calculate with
-from_yaml  a user's own cluster
+from_yaml  a user's own cluster; wiring reads and checks its wires
 """
 
 import os
@@ -17,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from moesim.cluster.arrays import LinkArrays, link_arrays
 from moesim.cluster.fabric import Degraded, Fabric, Wire
 from moesim.cluster.graph import graph
 from moesim.cluster.nouns import Cluster, Gpu, Group, Link, check_group
@@ -25,8 +23,8 @@ from moesim.cluster.presets import CLUSTERS, GPUS
 from moesim.errors import MoesimError, choice
 
 __all__ = [
-    "CLUSTERS", "GPUS", "Cluster", "Degraded", "Fabric", "Gpu", "Group", "Link", "LinkArrays", "Wire", "check_group",
-    "graph", "link_arrays", "load_cluster",
+    "CLUSTERS", "GPUS", "Cluster", "Degraded", "Fabric", "Gpu", "Group", "Link", "Wire", "check_group", "graph",
+    "load_cluster",
 ]  # fmt: skip
 PROFILES_VARIABLE: Final = "MOESIM_PROFILES"  # folders of the user's own profiles
 

@@ -6,9 +6,10 @@ gpu: H200                 # a GPU that moesim knows, or all of it:
 #       sms: 132, l2: 50MiB, source: "..."}
 nodes: 2
 gpus_per_node: 8
-scale_up:  {kind: nvlink, latency: 8us, bandwidth: 320GB/s, peak: 450GB/s, source: "nccl-tests, our
-machine"} scale_out: {kind: nic, latency: 20us, bandwidth: 45GB/s, peak: 400Gb/s, source: "..."}   # per GPU
+scale_up:  {kind: nvlink, latency: 8us, bandwidth: 320GB/s, peak: 450GB/s, source: "nccl-tests, our machine"}
+scale_out: {kind: nic, latency: 20us, bandwidth: 45GB/s, peak: 400Gb/s, source: "..."}   # per GPU
 nics_per_node: 8
+fabric: {between: tree, leaf_nodes: 16, oversubscription: 2}   # optional; docs/clusters.md has all its keys
 gpu_hour_price: 2.5       # optional, with its source
 gpu_hour_price_source: "our invoice"
 source: "who wrote this, from what"
@@ -22,8 +23,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from moesim import units
+from moesim.cluster.fabric import Between, Degraded, DegradedKind, Fabric, Inside
 from moesim.cluster.nouns import BasisName, Cluster, Gpu, Link, LinkKind
 from moesim.cluster.presets import GPUS
+from moesim.cluster.wiring import check_wires, read_wires
 from moesim.errors import MoesimError, choice
 
 
@@ -69,6 +72,25 @@ class _LinkKeys(_Keys):
     source: _Text
 
 
+class _DegradedKeys(_Keys):
+    link: DegradedKind
+    node: StrictInt
+    index: StrictInt | None = None
+    share: float
+
+
+class _FabricKeys(_Keys):
+    inside: Inside = "switch"
+    host_bandwidth: _BytesPerS | None = None
+    torus: list[StrictInt] = []
+    wires: _Text | None = None
+    between: Between = "rail"
+    leaf_nodes: StrictInt = 1
+    oversubscription: float = 1.0
+    ecmp: float = 1.0
+    degraded: list[_DegradedKeys] = []
+
+
 class _ClusterKeys(_Keys):
     name: _Text
     gpu: str | dict[str, Any]
@@ -77,6 +99,7 @@ class _ClusterKeys(_Keys):
     scale_up: _LinkKeys
     scale_out: _LinkKeys | None = None
     nics_per_node: Annotated[StrictInt, Field(ge=0)] | None = None  # one per GPU where there is a scale_out link
+    fabric: _FabricKeys = _FabricKeys()
     gpu_hour_price: Annotated[float, Field(gt=0)] | None = None
     gpu_hour_price_source: str = ""
     source: _Text
@@ -96,6 +119,7 @@ def read_cluster(path: Path) -> Cluster:
             scale_up=_link(keys.scale_up),
             scale_out=None if keys.scale_out is None else _link(keys.scale_out),
             nics_per_node=_nics(keys),
+            fabric=_fabric(keys, path),
             gpu_hour_price=keys.gpu_hour_price,
             gpu_hour_price_source=keys.gpu_hour_price_source,
             source=keys.source,
@@ -140,8 +164,11 @@ def _one_line(what: str, error: Any, model: type[_Keys]) -> str:
 
 
 def _known_keys(model: type[_Keys], parents: tuple[str | int, ...]) -> list[str]:
-    inner = {"scale_up": _LinkKeys, "scale_out": _LinkKeys}
-    return list((inner[str(parents[0])] if parents else model).model_fields)
+    inner: dict[str, type[_Keys]] = {
+        "scale_up": _LinkKeys, "scale_out": _LinkKeys, "fabric": _FabricKeys, "degraded": _DegradedKeys,
+    }  # fmt: skip
+    named = [part for part in parents if isinstance(part, str)]  # without the numbers of a list
+    return list((inner[named[-1]] if named else model).model_fields)
 
 
 def _nics(keys: _ClusterKeys) -> int:
@@ -149,6 +176,26 @@ def _nics(keys: _ClusterKeys) -> int:
     if keys.nics_per_node is not None:
         return keys.nics_per_node
     return 0 if keys.scale_out is None else keys.gpus_per_node
+
+
+def _fabric(keys: _ClusterKeys, path: Path) -> Fabric:
+    stated = keys.fabric
+    wires = () if stated.wires is None else read_wires(path.parent / stated.wires)
+    if wires:
+        check_wires(wires, keys.gpus_per_node)
+    return Fabric(
+        inside=stated.inside,
+        host_bytes_per_s=stated.host_bandwidth,
+        torus=tuple(stated.torus),
+        wires=wires,
+        between=stated.between,
+        leaf_nodes=stated.leaf_nodes,
+        oversubscription=stated.oversubscription,
+        ecmp=stated.ecmp,
+        degraded=tuple(
+            Degraded(link=slow.link, node=slow.node, index=slow.index, share=slow.share) for slow in stated.degraded
+        ),
+    )
 
 
 def _gpu(stated: str | dict[str, Any], path: Path) -> Gpu:

@@ -1,18 +1,32 @@
-"""A cluster as a networkx graph: to describe, to check and to draw. Costs use the arrays.
+"""A cluster as a networkx graph: to describe, to check and to draw. Costs use the arrays of ``network/``.
 
-    gpu  <->  switch (NVSwitch or PCIe, one per node)          kind "nvlink" or "pcie"
-    gpu  <->  nic  <->  leaf (one per rail)  <->  spine        kind "pcie", "nic", "uplink"
+    inside a node   switch   gpu <-> nvswitch or pcie
+                    mesh     gpu <-> gpu, the bandwidth divided over the other GPUs of the node
+                    host     gpu <-> pcie <-> host: the host's memory takes in half of its bytes/s and gives out half
+                    torus    place <-> next place along each dimension; GPUs are attached to their place
+                    graph    the wires, once in every node
+    between nodes   gpu <-> nic <-> leaf <-> spine; a leaf for each rail, or with a tree for ``leaf_nodes`` nodes
 
-GPU g of every node shares NIC ``g * nics // gpus`` and so its rail. Leaves are not oversubscribed: a leaf
-has as much bandwidth up as down. The latency of a message is the sum along its path.
+    bandwidth of a NIC      what its GPUs may send together
+    bandwidth of an uplink  what the NICs below the leaf send together / (oversubscription x ecmp)
+
+GPU g of every node uses NIC ``g x nics // gpus``. An edge of kind "attach" joins what nothing waits between: its
+bandwidth is infinite. Degraded links have the bandwidth that is left. The latency of a message is the sum along its
+path, counted at the GPUs and NICs; hops between switches or places add none.
 """
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable
+from math import inf, prod
+from typing import TYPE_CHECKING, Final
 
+from moesim.cluster.fabric import DegradedKind
 from moesim.cluster.nouns import Cluster, Link
 
 if TYPE_CHECKING:
     import networkx as nx
+
+GPU_END: Final = re.compile(r"gpu\d+")  # an end of a wire that is a GPU
 
 
 def graph(cluster: Cluster) -> "nx.DiGraph[str]":
@@ -21,9 +35,12 @@ def graph(cluster: Cluster) -> "nx.DiGraph[str]":
 
     net: nx.DiGraph[str] = nx.DiGraph(name=cluster.name)
     for node in range(cluster.nodes):
-        _add_node(net, cluster, node)
+        net.add_nodes_from((gpu_name(node, local) for local in range(cluster.gpus_per_node)), kind="gpu")
+        _INSIDE[cluster.fabric.inside](net, cluster, node)
+        if cluster.scale_out is not None:
+            _nics(net, cluster, node)
     if cluster.scale_out is not None and cluster.nodes > 1:
-        _add_fabric(net, cluster, cluster.scale_out)
+        _leaves(net, cluster, cluster.scale_out)
     return net
 
 
@@ -32,43 +49,133 @@ def gpu_name(node: int, local: int) -> str:
     return f"n{node}.gpu{local}"
 
 
-def _add_node(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
+def hub_name(cluster: Cluster, node: int) -> str:
+    """The switch that joins a node's GPUs, with inside=switch or host: ``n3.nvswitch`` or ``n3.pcie``."""
+    return f"n{node}.{'nvswitch' if cluster.scale_up.kind == 'nvlink' else 'pcie'}"
+
+
+def nic_name(node: int, nic: int) -> str:
+    """``n3.nic1``."""
+    return f"n{node}.nic{nic}"
+
+
+def place_name(node: int, place: int) -> str:
+    """A place of a torus, counted row by row: ``n0.place17``."""
+    return f"n{node}.place{place}"
+
+
+def wire_end(node: int, end: str) -> str:
+    """An end of a wire in one of the nodes: ``n0.gpu3``, ``n0.plx1``."""
+    return f"n{node}.{end}"
+
+
+def leaf_name(leaf: int) -> str:
+    """``leaf2``."""
+    return f"leaf{leaf}"
+
+
+def next_place(sides: tuple[int, ...], place: int, dimension: int, step: int) -> int:
+    """The neighbour of a torus' place along one dimension, ``step`` 1 upwards or -1 downwards."""
+    stride = prod(sides[dimension + 1 :])
+    at = place // stride % sides[dimension]
+    return place + ((at + step) % sides[dimension] - at) * stride
+
+
+def _switch(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
+    up, hub = cluster.scale_up, hub_name(cluster, node)
+    net.add_node(hub, kind="switch")
+    for local in range(cluster.gpus_per_node):
+        whole = up.bandwidth_bytes_per_s * _left(cluster, "up", node, local)
+        _join(net, gpu_name(node, local), hub, kind=up.kind, bandwidth=whole, latency_s=up.latency_s / 2)
+
+
+def _mesh(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
+    up, gpus = cluster.scale_up, cluster.gpus_per_node
+    for one in range(gpus):
+        for other in range(one + 1, gpus):
+            whole = up.bandwidth_bytes_per_s / (gpus - 1) * _left(cluster, "up", node, one, other)
+            ends = gpu_name(node, one), gpu_name(node, other)
+            _join(net, *ends, kind=up.kind, bandwidth=whole, latency_s=up.latency_s)
+
+
+def _host(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
+    _switch(net, cluster, node)
+    assert cluster.fabric.host_bytes_per_s is not None
+    net.add_node(f"n{node}.host", kind="host")
+    half = cluster.fabric.host_bytes_per_s / 2
+    _join(net, hub_name(cluster, node), f"n{node}.host", kind="host", bandwidth=half, latency_s=0.0)
+
+
+def _torus(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
+    """Two places along a dimension are joined by two cables, drawn as one edge of twice the bandwidth."""
+    up, sides, places = cluster.scale_up, cluster.fabric.torus, cluster.fabric.places
+    net.graph["torus"] = sides
+    net.add_nodes_from((place_name(node, place) for place in range(places)), kind="place")
+    for local in range(cluster.gpus_per_node):
+        ends = gpu_name(node, local), place_name(node, local // (cluster.gpus_per_node // places))
+        _join(net, *ends, kind="attach", bandwidth=inf, latency_s=up.latency_s / 2)
+    for place in range(places):
+        whole = up.bandwidth_bytes_per_s * _left(cluster, "up", node, place)
+        for dimension, side in enumerate(sides):
+            for step in (1, -1) if side > 1 else ():
+                edge = place_name(node, place), place_name(node, next_place(sides, place, dimension, step))
+                there = net.edges[edge]["bandwidth_bytes_per_s"] if net.has_edge(*edge) else 0.0
+                net.add_edge(*edge, kind=up.kind, bandwidth_bytes_per_s=there + whole, latency_s=0.0)
+
+
+def _wires(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
     up = cluster.scale_up
-    switch = f"n{node}.{'nvswitch' if up.kind == 'nvlink' else 'pcie'}"
-    net.add_node(switch, kind="switch")
-    gpus = [gpu_name(node, local) for local in range(cluster.gpus_per_node)]
-    net.add_nodes_from(gpus, kind="gpu")
-    both = [(gpu, switch) for gpu in gpus] + [(switch, gpu) for gpu in gpus]
-    net.add_edges_from(both, kind=up.kind, bandwidth_bytes_per_s=up.bandwidth_bytes_per_s, latency_s=up.latency_s / 2)
-    if cluster.scale_out is not None:
-        _add_nics(net, cluster, cluster.scale_out, node)
+    for wire in cluster.fabric.wires:
+        gpus = sum(GPU_END.fullmatch(end) is not None for end in (wire.one, wire.other))
+        ends = wire_end(node, wire.one), wire_end(node, wire.other)
+        net.add_nodes_from((end for end in ends if end not in net), kind="switch")
+        bandwidth = wire.bandwidth_bytes_per_s
+        _join(net, *ends, kind=up.kind, bandwidth=bandwidth, latency_s=up.latency_s * gpus / 2)
 
 
-def _add_nics(net: "nx.DiGraph[str]", cluster: Cluster, out: Link, node: int) -> None:
-    """A GPU's share of its NIC is the capacity of the edge between them."""
+_INSIDE: Final[dict[str, Callable[["nx.DiGraph[str]", Cluster, int], None]]] = {
+    "switch": _switch, "mesh": _mesh, "host": _host, "torus": _torus, "graph": _wires,
+}  # fmt: skip
+
+
+def _nics(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
     nics, gpus = cluster.nics_per_node, cluster.gpus_per_node
-    net.add_nodes_from((f"n{node}.nic{nic}" for nic in range(nics)), kind="nic")
+    net.add_nodes_from((nic_name(node, nic) for nic in range(nics)), kind="nic")
     for local in range(gpus):
-        gpu, nic = gpu_name(node, local), f"n{node}.nic{local * nics // gpus}"
-        for edge in ((gpu, nic), (nic, gpu)):
-            net.add_edge(*edge, kind="pcie", bandwidth_bytes_per_s=out.bandwidth_bytes_per_s, latency_s=0.0)
+        ends = gpu_name(node, local), nic_name(node, local * nics // gpus)
+        _join(net, *ends, kind="attach", bandwidth=inf, latency_s=0.0)
 
 
-def _add_fabric(net: "nx.DiGraph[str]", cluster: Cluster, out: Link) -> None:
-    """One leaf per rail, one spine above them."""
-    nics, gpus = cluster.nics_per_node, cluster.gpus_per_node
-    sharers = [0] * nics  # GPUs of one node on each NIC
-    for local in range(gpus):
-        sharers[local * nics // gpus] += 1
+def _leaves(net: "nx.DiGraph[str]", cluster: Cluster, out: Link) -> None:
+    """NICs to their leaves; leaves to the spine, but for rails without one."""
+    fabric, nics, gpus = cluster.fabric, cluster.nics_per_node, cluster.gpus_per_node
+    below = [0.0] * fabric.leaves(cluster.nodes, nics)  # bytes/s of the undamaged NICs of each leaf
+    net.add_nodes_from((leaf_name(leaf) for leaf in range(len(below))), kind="leaf")
+    sharers = [sum(local * nics // gpus == nic for local in range(gpus)) for nic in range(nics)]
+    for node in range(cluster.nodes):
+        for nic, share in enumerate(sharers):
+            leaf, whole = (
+                node // fabric.leaf_nodes if fabric.between == "tree" else nic,
+                share * out.bandwidth_bytes_per_s,
+            )
+            below[leaf] += whole
+            left = whole * _left(cluster, "nic", node, nic)
+            _join(net, nic_name(node, nic), leaf_name(leaf), kind="nic", bandwidth=left, latency_s=out.latency_s / 2)
+    if fabric.between == "rail_only":
+        return
     net.add_node("spine", kind="spine")
-    for rail, share in enumerate(sharers):
-        leaf, nic_bytes_per_s = f"leaf{rail}", share * out.bandwidth_bytes_per_s
-        net.add_node(leaf, kind="leaf")
-        down = [edge for node in range(cluster.nodes) for edge in _both(f"n{node}.nic{rail}", leaf)]
-        net.add_edges_from(down, kind="nic", bandwidth_bytes_per_s=nic_bytes_per_s, latency_s=out.latency_s / 2)
-        up = nic_bytes_per_s * cluster.nodes
-        net.add_edges_from(_both(leaf, "spine"), kind="uplink", bandwidth_bytes_per_s=up, latency_s=0.0)
+    for leaf, whole in enumerate(below):
+        up = whole / (fabric.oversubscription * fabric.ecmp) * _left(cluster, "uplink", leaf, 0)
+        _join(net, leaf_name(leaf), "spine", kind="uplink", bandwidth=up, latency_s=0.0)
 
 
-def _both(one: str, other: str) -> list[tuple[str, str]]:
-    return [(one, other), (other, one)]
+def _left(cluster: Cluster, link: DegradedKind, node: int, *owners: int) -> float:
+    """The share that is left of a link that belongs to the ``owners``."""
+    hits = (slow for slow in cluster.fabric.degraded if slow.link == link and slow.node == node)
+    return prod(slow.share for slow in hits if slow.index is None or slow.index in owners)
+
+
+def _join(net: "nx.DiGraph[str]", one: str, other: str, *, kind: str, bandwidth: float, latency_s: float) -> None:
+    """In both directions."""
+    both = [(one, other), (other, one)]
+    net.add_edges_from(both, kind=kind, bandwidth_bytes_per_s=bandwidth, latency_s=latency_s)

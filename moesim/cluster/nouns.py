@@ -7,7 +7,7 @@ from moesim.cluster.fabric import PLAIN, Fabric
 from moesim.errors import MoesimError, choice
 
 MOST_LATENCY_S = 0.01  # more is a slip of the unit
-LinkKind = Literal["nvlink", "pcie", "nic"]
+LinkKind = Literal["nvlink", "pcie", "ici", "nic"]  # ici: between the chips of a TPU torus
 BasisName = Literal["measured", "published", "estimated"]
 
 
@@ -84,7 +84,7 @@ class Cluster:
         if self.nodes > 1 and self.scale_out is None:
             raise MoesimError(f"cluster {self.name} has {self.nodes} nodes and no scale_out link: describe its NICs")
         if self.scale_up.kind == "nic" or (self.scale_out is not None and self.scale_out.kind != "nic"):
-            raise MoesimError(f"cluster {self.name}: scale_up is nvlink or pcie, scale_out is nic: correct the kinds")
+            raise MoesimError(f"cluster {self.name}: scale_up is nvlink, pcie, ici; scale_out is nic: correct them")
         if (self.scale_out is None) != (self.nics_per_node == 0) or self.nics_per_node < 0:
             raise MoesimError(
                 f"cluster {self.name}: nics_per_node {self.nics_per_node}: "
@@ -135,6 +135,13 @@ def check_group(cluster: Cluster, group: Group) -> None:
 def _check_fabric(cluster: Cluster) -> None:
     """What the fabric names must be there."""
     fabric, here = cluster.fabric, f"cluster {cluster.name}"
+    if cluster.nodes > 1 and fabric.inside in ("torus", "graph"):
+        raise MoesimError(f"{here}: {cluster.nodes} nodes with inside={fabric.inside}: it is one domain, give nodes: 1")
+    if cluster.nics_per_node > cluster.gpus_per_node:
+        raise MoesimError(
+            f"{here}: nics_per_node {cluster.nics_per_node} with {cluster.gpus_per_node} GPUs: "
+            "several NICs of one GPU count as one, of their bandwidth together"
+        )
     if fabric.inside == "torus" and cluster.gpus_per_node % fabric.places:
         raise MoesimError(
             f"{here}: a torus of {'x'.join(map(str, fabric.torus))} places with {cluster.gpus_per_node} GPUs: "
@@ -144,7 +151,7 @@ def _check_fabric(cluster: Cluster) -> None:
         raise MoesimError(f"{here}: degraded up with inside=graph: give the wire the bandwidth that it has")
     leaves = fabric.leaves(cluster.nodes, cluster.nics_per_node)
     there = {
-        "up": (cluster.nodes, cluster.gpus_per_node),
+        "up": (cluster.nodes, fabric.places if fabric.inside == "torus" else cluster.gpus_per_node),
         "nic": (cluster.nodes, cluster.nics_per_node),
         "uplink": (leaves, 1),
     }
