@@ -13,14 +13,15 @@ from moesim.errors import MoesimError
 from moesim.units import GIB
 
 NAMES = [
-    "dgx-a100", "dgx-h100", "dgx-h200", "hgx-h800", "hgx-b200", "gb200-nvl72", "pcie-l40s", "pcie-a30",
+    "dgx-a100", "dgx-h100", "dgx-h200", "hgx-h800", "hgx-b200", "gb200-nvl72", "pcie-l40s", "pcie-a30", "tpu-v3",
 ]  # fmt: skip
 
 
 def test_every_promised_preset_is_there_and_cites_its_figures():
     assert list(CLUSTERS) == NAMES
     for cluster in CLUSTERS.values():
-        for source in (cluster.source, cluster.gpu.source, cluster.scale_up.source, cluster.scale_out.source):
+        links = [link.source for link in (cluster.scale_up, cluster.scale_out) if link is not None]
+        for source in (cluster.source, cluster.gpu.source, *links):
             assert len(source) > 10
 
 
@@ -38,11 +39,25 @@ def test_the_h800_is_an_h100_with_half_the_nvlink():
     assert h800.scale_up.bandwidth_bytes_per_s == h100.scale_up.bandwidth_bytes_per_s / 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[:-1])
 def test_a_preset_grows_to_any_number_of_nodes(name):
     cluster = load_cluster(name, nodes=3)
     assert cluster.gpus == 3 * cluster.gpus_per_node
     assert cluster.scale_up.bandwidth_bytes_per_s <= cluster.scale_up.peak_bytes_per_s
+
+
+def test_a_pod_of_tpus_is_one_torus_of_1024_chips_with_two_cores_each():
+    pod = load_cluster("tpu-v3")
+    assert pod.gpus / pod.fabric.places == 2
+    assert pod.scale_up.peak_bytes_per_s == 82e9  # 656 Gb/s
+    with pytest.raises(MoesimError, match="2 nodes and no scale_out link"):
+        load_cluster("tpu-v3", nodes=2)
+
+
+def test_two_racks_of_72_are_two_nodes():
+    net = graph(load_cluster("gb200-nvl72", 2))
+    assert len(net["leaf71"]) == 2 + 1  # a NIC of each rack, and the spine
+    assert len(net["n1.nvswitch"]) == 72
 
 
 def test_clusters_and_groups_can_be_keys_of_a_cache():

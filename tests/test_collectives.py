@@ -169,7 +169,7 @@ def test_a_table_of_ones_own_goes_before_the_shipped_one(tmp_path, monkeypatch):
 
 
 @given(
-    name=st.sampled_from(list(CLUSTERS)),
+    name=st.sampled_from([name for name, cluster in CLUSTERS.items() if cluster.scale_out]),
     collective=st.sampled_from(COLLECTIVES),
     nodes=st.integers(1, 9),
     per_node=st.integers(1, 8),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moesim.cluster import CLUSTERS, Degraded, Fabric, Group, Wire, graph, load_cluster
 from moesim.cluster.graph import gpu_name, next_place, place_name
-from moesim.network import Dense, bytes_per_s, forwards, waits
+from moesim.network import Dense, Product, bytes_per_s, forwards, waits
 from moesim.plots.link_loads import edge_bytes_per_s, edge_loads
 
 BOX = replace(CLUSTERS["dgx-h100"], gpus_per_node=4, nics_per_node=4)
@@ -153,3 +153,36 @@ def test_the_next_place_of_a_torus_goes_round():
     # 0 1 2
     # 3 4 5
     assert [next_place((2, 3), 5, 0, 1), next_place((2, 3), 5, 1, 1), next_place((2, 3), 3, 1, -1)] == [2, 3, 5]
+
+
+# GShard (Lepikhin et al. 2020), fig. 9: chips by cores, and microseconds of an all-to-all of 8 and of 32 MiB a core.
+GSHARD = {
+    16: ((4, 2), 286, 1120), 32: ((4, 4), 296, 1150), 64: ((8, 4), 550, 2190), 128: ((8, 8), 734, 2590),
+    256: ((16, 8), 1228, 4980), 512: ((16, 16), 1293, 5090), 1024: ((32, 16), 2413, 10260),
+    2048: ((32, 32), 2361, 10580),
+}  # fmt: skip
+
+
+def gshard_us(cores, mib):
+    pod = load_cluster("tpu-v3")
+    part = replace(pod, gpus_per_node=cores, fabric=replace(pod.fabric, torus=GSHARD[cores][0]))
+    each = Product(sent=np.ones(cores), share=np.full(cores, 1 / cores))
+    seconds = edge_loads(part, everybody(part), each, copy_bytes=mib * 2.0**20)
+    return (pod.scale_up.latency_s + max(seconds.values())) * 1e6
+
+
+def test_a_torus_fitted_to_16_cores_holds_for_the_other_14_points_of_gshard():
+    errors = {
+        (cores, mib): gshard_us(cores, mib) / measured - 1
+        for cores, (_, *both) in GSHARD.items()
+        for mib, measured in zip((8, 32), both, strict=True)
+    }
+    assert [errors.pop((16, mib)) for mib in (8, 32)] == pytest.approx([0, 0], abs=1e-3)  # fitted on these
+    assert max(map(abs, errors.values())) < 0.25
+    assert np.sqrt(np.mean(np.square(list(errors.values())))) == pytest.approx(0.113, abs=1e-3)
+
+
+def test_square_and_oblong_tori_of_one_longest_side_take_equally_long():
+    # the staircase: twice the cores on 4 x 4 instead of 4 x 2 chips cost nothing, 8 x 4 cost twice as much
+    steps = [gshard_us(cores, 8) - 8 for cores in GSHARD]
+    assert steps == pytest.approx([steps[0] * 2**k for k in (0, 0, 1, 1, 2, 2, 3, 3)])

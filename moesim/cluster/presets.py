@@ -8,11 +8,16 @@ messages achieve, from published measurements:
   47-48 GB/s in DeepEP low-latency at 2, 4 and 8 nodes: 48 of 50.
 * Latency: send/recv intercepts of Vidur (microsoft/vidur 7d47513): H100 7.7 us inside a node, 19.9 us
 across.
+* Fabric: a leaf for each rail, as in NVIDIA's DGX SuperPOD reference architecture ("each group of 32 nodes is
+  rail-aligned"). The networks of the PCIe boxes are assumptions, and so is peer access inside them.
+* TPU v3: peaks of Google's documents; the bandwidth of a torus link is what GShard's all-to-all on 16 cores gives.
+  No collective and no kernel was measured on it: it is there for exchanges over a torus.
 """
 
 from dataclasses import replace
 from typing import Final
 
+from moesim.cluster.fabric import Fabric
 from moesim.cluster.nouns import BasisName, Cluster, Gpu, Link, LinkKind
 from moesim.units import GB, GIB, TB, TFLOPS, US
 
@@ -124,6 +129,28 @@ _ONE_100G: Final = _link(
 )
 
 
+_TPU_V3: Final = Gpu(  # one of the two cores of a chip
+    name="TPUv3",
+    architecture="tpu",
+    memory_bytes=16 * GIB,
+    memory_bytes_per_s=0.45 * TB,
+    flops={"bf16": 61.5 * TFLOPS},
+    sms=2,
+    l2_bytes=16 * _MB,
+    source="half a chip of cloud.google.com/tpu/docs/v3: 123 TFLOP/s, 32 GiB at 900 GB/s, two matrix units a core; "
+    "vector memory of a core: Norrie et al., IEEE Micro 41(2), 2021",
+)
+# GShard (Lepikhin et al. 2020), fig. 9, 16 cores = 4 x 2 chips: 8 MiB a core in 286 us, 32 MiB in 1120 us. With d = 4
+# places along the longest side a link carries d S / 8 of the S that a chip's two cores send:
+#   latency    (4 x 286 - 1120) / 3 us             = 8 us
+#   bandwidth  4/8 x 2 x 24 MiB / (1120 - 286) us  = 30.2 GB/s
+_ICI3: Final = _link(
+    "ici", (4 / 8 * 2 * 24 * _MB / 834e-6 / GB, 656 / 8), 8.0, "published",
+    "656 Gb/s per link and direction: Jouppi et al., CACM 63(7), 2020; achieved and latency: all-to-all of 8 and "
+    "32 MiB on 16 cores, GShard (Lepikhin et al. 2020) fig. 9, read from the picture",
+)  # fmt: skip
+
+
 def _carried(link: Link, from_what: str) -> Link:
     return replace(link, basis="estimated", source=f"carried over from {from_what}: {link.source}")
 
@@ -153,5 +180,14 @@ CLUSTERS: Final = {
         _preset("gb200-nvl72", "GB200", 72, (_carried(_NVLINK5, "8 x B200"), _NDR), 72),
         _preset("pcie-l40s", "L40S", 8, (_PCIE4, _TWO_200G), 2),
         _preset("pcie-a30", "A30", 8, (_carried(_PCIE4, "8 x L40S"), _ONE_100G), 1),
+        Cluster(
+            name="tpu-v3",
+            gpu=_TPU_V3,
+            nodes=1,
+            gpus_per_node=2048,
+            scale_up=_ICI3,
+            fabric=Fabric(inside="torus", torus=(32, 32)),
+            source=f"a pod of 32 x 32 chips of two cores; core: {_TPU_V3.source}; ici: {_ICI3.source}",
+        ),
     )
 }
