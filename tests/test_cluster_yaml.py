@@ -1,9 +1,15 @@
 """A user's own cluster from YAML: what is read, and the one line for what is wrong."""
 
-import pytest
+import re
+from pathlib import Path
 
-from moesim.cluster import GPUS, load_cluster
+import pytest
+import yaml
+
+from moesim.cluster import GPUS, Degraded, Fabric, Wire, graph, load_cluster
 from moesim.errors import MoesimError
+
+DOCS = Path(__file__).parents[1] / "docs" / "clusters.md"
 
 GOOD = """
 name: lab
@@ -106,3 +112,126 @@ def test_python_objects_are_not_made_from_yaml(file):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MoesimError, match=r"cannot read the cluster file .*none.yaml"):
         load_cluster(str(tmp_path / "none.yaml"))
+
+
+def with_fabric(fabric, **keys):
+    """The good cluster with a fabric, and with other keys changed."""
+    return yaml.safe_dump(yaml.safe_load(GOOD) | {"fabric": fabric} | keys)
+
+
+ONE_DOMAIN = {"nodes": 1, "scale_out": None, "nics_per_node": 0}
+SQUARE = "one,other,bandwidth\ngpu0,gpu1,50GB/s\ngpu1,gpu2,50GB/s\n\ngpu2,gpu3,50GB/s\ngpu3, gpu0, 400Gb/s\n"
+
+
+def test_a_cluster_without_a_fabric_has_a_switch_and_rails(file):
+    assert load_cluster(file(GOOD)).fabric == Fabric()
+
+
+def test_every_key_of_a_fabric_is_read(file):
+    tree = {"between": "tree", "leaf_nodes": 2, "oversubscription": 4, "ecmp": 1.5}
+    slow = [{"link": "nic", "node": 1, "index": 2, "share": 0.5}, {"link": "uplink", "node": 0, "share": 0.9}]
+    host = {"inside": "host", "host_bandwidth": "80GB/s"}
+    assert load_cluster(file(with_fabric(tree | host | {"degraded": slow}))).fabric == Fabric(
+        inside="host", host_bytes_per_s=80e9, between="tree", leaf_nodes=2, oversubscription=4.0, ecmp=1.5,
+        degraded=(Degraded(link="nic", node=1, index=2, share=0.5), Degraded(link="uplink", node=0, share=0.9)),
+    )  # fmt: skip
+    torus = {"inside": "torus", "torus": [2, 2]}
+    assert load_cluster(file(with_fabric(torus, **ONE_DOMAIN))).fabric == Fabric(inside="torus", torus=(2, 2))
+
+
+def test_wires_lie_beside_the_file_that_names_them(file, tmp_path):
+    (tmp_path / "square.csv").write_text(SQUARE)
+    fabric = load_cluster(file(with_fabric({"inside": "graph", "wires": "square.csv"}, **ONE_DOMAIN))).fabric
+    assert fabric.wires[0] == Wire(one="gpu0", other="gpu1", bandwidth_bytes_per_s=50e9)
+    assert fabric.wires[3] == Wire(one="gpu3", other="gpu0", bandwidth_bytes_per_s=50e9)
+    assert len(fabric.wires) == 4
+
+
+@pytest.mark.parametrize(
+    ("fabric", "words"),
+    [
+        ({"insid": "mesh"}, r"fabric.insid: unknown key 'insid': did you mean inside"),
+        ({"inside": "swich"}, r"fabric.inside 'swich'"),
+        ({"between": "fat"}, r"fabric.between 'fat'"),
+        ({"oversubscription": 0}, r"oversubscription 0.0: give a number above zero"),
+        ({"oversubscription": -2}, r"oversubscription -2.0"),
+        ({"ecmp": 0.5}, r"ecmp 0.5: give at least 1"),
+        ({"leaf_nodes": 0}, r"leaf_nodes 0"),
+        ({"inside": "host"}, r"inside=host: host_bytes_per_s belongs to inside=host, and it needs it"),
+        ({"inside": "host", "host_bandwidth": "0GB/s"}, r"host_bytes_per_s 0.0: give a number above zero"),
+        ({"inside": "host", "host_bandwidth": "80"}, r"fabric.host_bandwidth: '80' is not a bandwidth"),
+        ({"inside": "torus", "torus": [2, 2]}, r"2 nodes with inside=torus: it is one domain, give nodes: 1"),
+        ({"degraded": [{"link": "nik", "node": 0, "share": 0.5}]}, r"fabric.degraded.0.link 'nik'"),
+        ({"degraded": [{"link": "nic", "nod": 0, "share": 0.5}]}, r"unknown key 'nod': did you mean node"),
+        ({"degraded": [{"link": "nic", "node": 0}]}, r"fabric.degraded.0.share is missing"),
+        ({"degraded": [{"link": "nic", "node": 0, "share": 0}]}, r"share 0.0: give more than 0"),
+        ({"degraded": [{"link": "nic", "node": 2, "share": 0.5}]}, r"nic of node 2, index 0: there are 2 with 4 each"),
+        ({"degraded": [{"link": "up", "node": 0, "index": 4, "share": 0.5}]}, r"up of node 0, index 4"),
+        ({"wires": "none.csv"}, r"cannot read the wires .*none.csv"),
+    ],
+)
+def test_a_wrong_fabric_is_named_with_its_value_in_one_line(file, fabric, words):
+    with pytest.raises(MoesimError, match=words) as error:
+        load_cluster(file(with_fabric(fabric)))
+    assert "\n" not in str(error.value)
+    assert re.search(r"lab.yaml|none.csv", str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("one,other,bandwidth", "from,to,bandwidth", r"columns from,to,bandwidth: begin it with one,other,bandwidth"),
+        (SQUARE, "", r"columns none: begin it with"),
+        (SQUARE, "one,other,bandwidth\n", r"has no wires"),
+        ("gpu0,gpu1,50GB/s", "gpu0,gpu1", r"line 2: 2 values: give one, other, bandwidth"),
+        ("gpu0,gpu1,50GB/s", "gpu0,gpu1,50", r"line 2: '50' is not a bandwidth"),
+        ("gpu0,gpu1,50GB/s", "gpu0,gpu1,0GB/s", r"line 2: wire gpu0 - gpu1 bandwidth 0.0: give a number above zero"),
+        ("gpu0,gpu1,50GB/s", "gpu0,gpu1,-5GB/s", r"line 2: '-5GB/s' is not a bandwidth"),
+        ("gpu0,gpu1,50GB/s", "gpu0,gpu0,50GB/s", r"line 2: .*give two different ends"),
+        ("gpu0,gpu1,50GB/s", "gpu0,,50GB/s", r"line 2: a wire without an end"),
+        ("gpu0,gpu1", "gpu2,gpu1", r"two wires between gpu1 and gpu2: write one"),
+        ("gpu3, gpu0", "gpu3, gpu4", r"a wire to gpu4 with gpus_per_node 4: name gpu0 to gpu3"),
+        ("gpu0", "plx", r"gpu0 has no wire: connect it"),
+        (
+            "gpu1,gpu2,50GB/s\n\ngpu2,gpu3,50GB/s\ngpu3, gpu0",
+            "gpu2,gpu3",
+            r"no way from gpu0 to gpu2: connect the 2 parts",
+        ),
+    ],
+)
+def test_a_wrong_wire_is_named_with_its_line(file, tmp_path, old, new, words):
+    (tmp_path / "square.csv").write_text(SQUARE.replace(old, new))
+    with pytest.raises(MoesimError, match=words) as error:
+        load_cluster(file(with_fabric({"inside": "graph", "wires": "square.csv"}, **ONE_DOMAIN)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nics_per_node": 0}, r"nics_per_node 0: give at least 1 with a scale_out link"),
+        ({"scale_out": None, "nics_per_node": 0}, r"2 nodes and no scale_out link: describe its NICs"),
+    ],
+)
+def test_a_rank_without_a_nic_is_refused(file, change, words):
+    with pytest.raises(MoesimError, match=words):
+        load_cluster(file(with_fabric({}, **change)))
+
+
+def examples():
+    """The clusters of docs/clusters.md: the first whole, the others changes to it; and the CSV files that they name."""
+    text = DOCS.read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+    return [blocks[0] | block for block in blocks], dict(re.findall(r"```csv (\S+)\n(.*?)```", text, re.S))
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_the_examples_of_the_manual_are_taken_as_they_stand(tmp_path, number):
+    clusters, files = examples()
+    assert len(clusters) == 9
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(clusters[number]))
+    cluster = load_cluster(str(path))
+    assert sum(kind == "gpu" for _, kind in graph(cluster).nodes(data="kind")) == cluster.gpus

@@ -90,7 +90,8 @@ class Fabric:
         if bool(self.wires) != (self.inside == "graph"):
             raise MoesimError(f"fabric inside={self.inside} with {len(self.wires)} wires: they belong to inside=graph")
         for what, number in (
-            ("host_bytes_per_s", self.host_bytes_per_s or 1.0), ("oversubscription", self.oversubscription),
+            ("host_bytes_per_s", 1.0 if self.host_bytes_per_s is None else self.host_bytes_per_s),
+            ("oversubscription", self.oversubscription),
         ):  # fmt: skip
             if not 0 < number < float("inf"):
                 raise MoesimError(f"fabric {what} {number}: give a number above zero")
