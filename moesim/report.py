@@ -97,7 +97,7 @@ def _search_line(plan: Plan) -> str:
         cut = f" (lowest bound among them {show_seconds(plan.lowest_screened_bound_s)})"
     return (
         f"Searched {plan.searched:,} feasible strategies in {plan.elapsed_s:.1f} s: {len(plan.played)} played, "
-        f"{plan.pruned:,} excluded by their bound, {plan.screened:,} cut by rank{cut}; {plan.dominated:,} more "
+        f"{plan.pruned:,} excluded for certain, {plan.screened:,} cut by rank{cut}; {plan.dominated:,} more "
         "keep less in memory than a faster one that fits."
     )
 

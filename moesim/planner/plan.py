@@ -1,8 +1,8 @@
 """plan(): bound everything, list-schedule the promising, play the best with SimPy, rank.
 
     dominated   never faster than a fitting strategy of their layout that keeps more in memory: not priced
-    searched    distinct feasible strategies that were priced (a bound each) = pruned + screened + simulated
-    pruned      dropped for certain: their bound is above the best played
+    searched    distinct feasible strategies that were priced = pruned + screened + simulated
+    pruned      dropped for certain: their bound is above the best played, or another all-to-all is faster both ways
     screened    cut by rank: not played, though their bound does not exclude them
     simulated   played by SimPy
 
@@ -116,7 +116,7 @@ def plan(
         progress("bounds of all that fits", 0.1)
         found = joined(spread(bound_steady if steady else bound_steps, parts))
         progress("list schedules", 0.6)
-        numbered = screen(scenario, found.space.frames, steady=steady)
+        numbered = screen(scenario, found.space.frames, found.space.options, steady=steady)
         listed_s = _listed(numbered, found, spread)
         finalists = _finalists(numbered, listed_s)
         progress("playing finalists", 0.7)
@@ -201,10 +201,10 @@ def _counted(
         objective=objective,
         results=results,
         played=played,
-        searched=len(candidates.bound_s),
+        searched=len(candidates.bound_s) + candidates.screen.slower,
         infeasible=dict(found.infeasible.most_common()),
         dominated=found.dominated,
-        pruned=len(unplayed) - len(cut),
+        pruned=len(unplayed) - len(cut) + candidates.screen.slower,
         screened=len(cut),
         lowest_screened_bound_s=float(cut.min()) if len(cut) else None,
         elapsed_s=elapsed_s,

@@ -12,7 +12,7 @@ import numpy as np
 
 from moesim.cost import FloatArray
 from moesim.model import Layer
-from moesim.planner.space import Variant, variants, with_variant
+from moesim.planner.space import Options, Variant, variants, with_variant
 from moesim.player import lower_bound, play_batched
 from moesim.program import Passes
 from moesim.stages import layers_per_stage
@@ -43,6 +43,7 @@ class Screen:
     frames: list[Strategy]
     keys: list[Key]
     options: list[tuple[Variant, ...]]  # by frame
+    slower: int  # variants left out: another all-to-all is faster both ways
     first: np.ndarray  # number of the first candidate of each frame; its last entry is the total
 
     def __len__(self) -> int:
@@ -57,16 +58,19 @@ class Screen:
         return np.searchsorted(self.first, candidates, side="right") - 1
 
 
-def screen(scenario: Scenario, frames: list[Strategy], *, steady: bool = False) -> Screen:
+def screen(
+    scenario: Scenario, frames: list[Strategy], options: list[Options] | None = None, *, steady: bool = False
+) -> Screen:
     """Number the candidates of ``frames``. Seconds are those of a step, or with ``steady`` those between steps."""
-    options = [variants(scenario, frame) for frame in frames]
+    found = [variants(scenario, frame) for frame in frames] if options is None else options
     return Screen(
         scenario=scenario,
         steady=steady,
         frames=frames,
         keys=[pass_key(scenario, frame) for frame in frames],
-        options=options,
-        first=np.concatenate([[0], np.cumsum([len(o) for o in options])]).astype(int),
+        options=[one.variants for one in found],
+        slower=sum(one.slower for one in found),
+        first=np.concatenate([[0], np.cumsum([len(one.variants) for one in found])]).astype(int),
     )
 
 

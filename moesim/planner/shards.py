@@ -46,6 +46,7 @@ def joined(parts: list[Shard]) -> Shard:
     return Shard(
         Space(
             frames=[frame for part in parts for frame in part.space.frames],
+            options=[options for part in parts for options in part.space.options],
             infeasible=sum((part.space.infeasible for part in parts), Counter()),
             dominated=sum(part.space.dominated for part in parts),
         ),
@@ -66,7 +67,7 @@ def bound_steady(scenario: Scenario, part: list[Strategy]) -> Shard:
 
 def _bound(scenario: Scenario, part: list[Strategy], *, steady: bool) -> Shard:
     found = space(scenario, part)
-    numbered = screen(scenario, found.frames, steady=steady)
+    numbered = screen(scenario, found.frames, found.options, steady=steady)
     return Shard(found, bounds(numbered) if len(numbered) else np.zeros(0), (len(found.frames),))
 
 

@@ -5,7 +5,9 @@
     variant   all-to-all, chunks, overlap, placement
 
 A frame that keeps less than another fitting one of its layout (more recompute, a higher ZeRO stage) is
-never faster: it is dropped as dominated.
+never faster: it is dropped as dominated. So is an all-to-all that takes longer than another one both to
+dispatch and to combine the frame's own traffic, chunk by chunk: which is fastest depends on message size,
+scale and skew, and is not for the user to guess.
 """
 
 from collections import Counter
@@ -15,12 +17,14 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from moesim.alltoall import ALGORITHMS, unsupported
+from moesim.alltoall import ALGORITHMS, Direction, unsupported
+from moesim.cluster import Group
 from moesim.errors import MoesimError
 from moesim.memory import memory
 from moesim.metrics import does_not_fit
 from moesim.step import experts
-from moesim.step.passes import backward_pass, forward_pass, pass_key, splits_tokens, spread
+from moesim.step.experts import Spread
+from moesim.step.passes import backward_pass, forward_pass, pass_key, splits_tokens, spread, variant_key
 from moesim.step.play import head
 from moesim.step.scenario import Scenario
 from moesim.strategy import RECOMPUTE, Strategy, groups, why_not
@@ -41,11 +45,19 @@ class Variant(NamedTuple):
     placement: str
 
 
+class Options(NamedTuple):
+    """The variants of a frame that can win, and how many more have a slower all-to-all."""
+
+    variants: tuple[Variant, ...]
+    slower: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Space:
     """Frames that can run, and why the others cannot."""
 
     frames: list[Strategy]
+    options: list[Options]  # by frame
     infeasible: Counter[str] = field(default_factory=Counter)  # strategies by reason
     dominated: int = 0  # strategies
 
@@ -56,25 +68,26 @@ def space(scenario: Scenario, some_layouts: Sequence[Strategy] | None = None) ->
     infeasible: Counter[str] = Counter()
     dominated = 0
     for layout in layouts(scenario) if some_layouts is None else some_layouts:
-        some = variants(scenario, layout)
+        some = sum(1 for _ in _variants(scenario, layout))
         fits = True
         for micro_batch in _micro_batches(scenario, layout):  # ascending: what does not fit will not fit larger
             sized = replace(layout, micro_batch=micro_batch)
             kept = list(product(*_keeping(scenario, sized)))
             reason = why_not(scenario.model, scenario.cluster, scenario.workload, sized)
             if reason is not None:
-                infeasible[reason] += len(kept) * len(some)
+                infeasible[reason] += len(kept) * some
                 continue
             fitting = _fitting(scenario, sized, kept) if fits else []
             fits = bool(fitting)
             if fitting and not _priced(scenario, sized):
-                infeasible[OUTSIDE] += len(kept) * len(some)
+                infeasible[OUTSIDE] += len(kept) * some
                 continue
             best = _undominated(fitting)
-            infeasible["does not fit in GPU memory"] += (len(kept) - len(fitting)) * len(some)
-            dominated += (len(fitting) - len(best)) * len(some)
+            infeasible["does not fit in GPU memory"] += (len(kept) - len(fitting)) * some
+            dominated += (len(fitting) - len(best)) * some
             found += best
-    return Space(frames=found, infeasible=+infeasible, dominated=dominated)
+    options = [variants(scenario, frame) for frame in found]
+    return Space(frames=found, options=options, infeasible=+infeasible, dominated=dominated)
 
 
 def layouts(scenario: Scenario) -> Iterator[Strategy]:
@@ -152,23 +165,58 @@ def _undominated(fitting: list[Strategy]) -> list[Strategy]:
     return [one for one in fitting if not any(slower(one, other) for other in fitting)]
 
 
-def variants(scenario: Scenario, frame: Strategy) -> tuple[Variant, ...]:
-    """Ways of communicating that differ for this frame."""
-    group = groups(frame, scenario.cluster)["ep"]
-    dispatches = frame.ep > 1 and splits_tokens(scenario, frame.tp, frame.ep * frame.etp)
-    usable = tuple(a for a in ALGORITHMS if unsupported(scenario.cluster, group, a) is None)
-    skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
-    return _variants(usable if dispatches else ("linear",), dispatches, skewed)
+def variants(scenario: Scenario, frame: Strategy) -> Options:
+    """Ways of communicating that differ for this frame and can be the best."""
+    everything = tuple(_variants(scenario, frame))
+    key, group = pass_key(scenario, frame), groups(frame, scenario.cluster)["ep"]
+    kept = [
+        one
+        for one in everything
+        if one.all_to_all in fastest(scenario, spread(scenario, variant_key(key, *one)), group, one.chunks)
+    ] if _dispatches(scenario, frame) else everything  # fmt: skip
+    return Options(tuple(kept), len(everything) - len(kept))
 
 
-@lru_cache(maxsize=64)
-def _variants(algorithms: tuple[str, ...], dispatches: bool, skewed: bool) -> tuple[Variant, ...]:
+def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
+    """Every way of communicating that can run."""
+    dispatches = _dispatches(scenario, frame)
+    usable = usable_on(scenario, groups(frame, scenario.cluster)["ep"]) if dispatches else ("linear",)
     overlaps = [(1, "none"), *((n, "chunked") for n in (CHUNKS if dispatches else CHUNKS[:1]))]
-    placements = ("contiguous", "balanced") if skewed else ("contiguous",)
-    return tuple(
-        Variant(algorithm, chunks, overlap, placement)
-        for algorithm, (chunks, overlap), placement in product(algorithms, overlaps, placements)
-    )
+    skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
+    for algorithm, (chunks, overlap) in product(usable, overlaps):
+        for placement in ("contiguous", "balanced") if skewed else ("contiguous",):
+            yield Variant(algorithm, chunks, overlap, placement)
+
+
+def _dispatches(scenario: Scenario, frame: Strategy) -> bool:
+    return frame.ep > 1 and splits_tokens(scenario, frame.tp, frame.ep * frame.etp)
+
+
+def usable_on(scenario: Scenario, group: Group) -> tuple[str, ...]:
+    """All-to-alls that can run on a group."""
+    return tuple(name for name in ALGORITHMS if unsupported(scenario.cluster, group, name) is None)
+
+
+@lru_cache(maxsize=16384)
+def fastest(scenario: Scenario, load: Spread, group: Group, chunks: int) -> frozenset[str]:
+    """All-to-alls that no other one beats both ways, with one chunk of this load."""
+    backward = (False, True) if scenario.workload.trains else (False,)
+    ways: list[tuple[Direction, float]] = [
+        (way, experts.row_bytes(scenario, way, back)) for way in ("dispatch", "combine") for back in backward
+    ]
+    seconds = {
+        name: [
+            float(experts.exchange(scenario, load, group, name, chunks, way, size).slowest.mean())
+            for way, size in dict.fromkeys(ways)
+        ]
+        for name in usable_on(scenario, group)
+    }
+    ordered = sorted(seconds, key=lambda name: sum(seconds[name]))  # no later one beats an earlier one both ways
+    kept: list[str] = []
+    for name in ordered:
+        if not any(all(a <= b for a, b in zip(seconds[other], seconds[name], strict=True)) for other in kept):
+            kept.append(name)
+    return frozenset(kept)
 
 
 def with_variant(frame: Strategy, variant: Variant) -> Strategy:
