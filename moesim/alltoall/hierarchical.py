@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from moesim.alltoall.linear import nic_share
 from moesim.alltoall.ports import BAND, Loaded, Moved, busiest, node_exchange
 from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
@@ -67,7 +68,7 @@ def along_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Moved:
     """Between nodes, every rail for itself: the slowest rail."""
     found = remembered(traffic, ("along_rails", cluster, group), lambda: _rails(cluster, group, traffic))
     size_bytes = {kind: each * traffic.token_bytes for kind, each in found.copies.items()}
-    moved = busiest(cluster, 1, size_bytes)
+    moved = busiest(cluster, 1, size_bytes, {"nic": nic_share(cluster, group.nodes - 1)})
     return moved._replace(seconds=moved.seconds * found.slower)
 
 
