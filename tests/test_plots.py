@@ -6,7 +6,6 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from moesim.cluster import graph, load_cluster
 from moesim.errors import MoesimError
 from moesim.plots import (
     COLOURS,
@@ -20,7 +19,6 @@ from moesim.plots import (
     save,
     save_table,
     timeline,
-    topology,
 )
 from moesim.plots.style import readable_on
 from moesim.plots.timeline import FAMILIES, STEP_COLOURS
@@ -189,23 +187,6 @@ def test_breakdown_names_what_fits_and_puts_the_rest_above(tmp_path):
     words = texts(drawn(ax, tmp_path))
     assert {"attention\n6", "all-to-all\n3.9", " 10 s", " 7 s", "gate", "bubble"} <= set(words)
     assert "attention" not in words
-
-
-@pytest.mark.parametrize(
-    ("cluster", "nodes"),
-    [("dgx-h100", 1), ("dgx-h100", 4), ("dgx-h100", 32), ("gb200-nvl72", 2), ("pcie-a30", 2)],
-)
-def test_topology_states_the_bandwidth_of_each_tier(tmp_path, cluster, nodes):
-    net = graph(load_cluster(cluster, nodes))
-    _, ax = figure()
-    assert topology(net, ax) is ax
-    words = drawn(ax, tmp_path) and texts(ax)
-    up = load_cluster(cluster, nodes).scale_up
-    kind = {"nvlink": "NVLink", "pcie": "PCIe"}[up.kind]
-    assert f"{kind} {up.bandwidth_bytes_per_s / 1e9:.3g} GB/s" in words
-    assert sum(word.startswith("node ") for word in words) == (nodes if nodes <= 4 else 2)
-    assert any(f"{nodes - 2} more nodes not drawn" in word for word in words) == (nodes > 4)
-    assert ("spine" in words) == (nodes > 1)
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,16 @@ GPU_END: Final = re.compile(r"gpu\d+")  # an end of a wire that is a GPU
 
 
 def graph(cluster: Cluster) -> "nx.DiGraph[str]":
-    """Nodes carry ``kind``; edges carry ``kind``, ``bandwidth_bytes_per_s`` and ``latency_s``."""
+    """Nodes carry ``kind``; edges carry ``kind``, ``bandwidth_bytes_per_s`` and ``latency_s``; the whole what it is."""
     import networkx as nx
 
-    net: nx.DiGraph[str] = nx.DiGraph(name=cluster.name)
+    fabric = cluster.fabric
+    net: nx.DiGraph[str] = nx.DiGraph(
+        name=cluster.name, inside=fabric.inside, between=fabric.between, torus=fabric.torus
+    )
     for node in range(cluster.nodes):
         net.add_nodes_from((gpu_name(node, local) for local in range(cluster.gpus_per_node)), kind="gpu")
-        _INSIDE[cluster.fabric.inside](net, cluster, node)
+        _INSIDE[fabric.inside](net, cluster, node)
         if cluster.scale_out is not None:
             _nics(net, cluster, node)
     if cluster.scale_out is not None and cluster.nodes > 1:
@@ -109,7 +112,6 @@ def _host(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
 def _torus(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
     """Two places along a dimension are joined by two cables, drawn as one edge of twice the bandwidth."""
     up, sides, places = cluster.scale_up, cluster.fabric.torus, cluster.fabric.places
-    net.graph["torus"] = sides
     net.add_nodes_from((place_name(node, place) for place in range(places)), kind="place")
     for local in range(cluster.gpus_per_node):
         ends = gpu_name(node, local), place_name(node, local // (cluster.gpus_per_node // places))

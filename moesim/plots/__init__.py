@@ -7,7 +7,9 @@
     breakdown.py   breakdown(): where the seconds of a step go
     accuracy.py    accuracy() of one group of judged figures, accuracy_panels() of all
     roofline.py    roofline(): measured kernels under the data sheet's roof
-    topology.py    topology(): the cluster as tiers of nodes and links
+    topology.py    topology(): the cluster's links, with the load on each
+    places.py      where the things of a topology stand
+    link_loads.py  edge_loads(): what a traffic loads on them
 
 matplotlib is imported here and nowhere else.
 """
@@ -15,6 +17,7 @@ matplotlib is imported here and nowhere else.
 from moesim.plots.accuracy import accuracy, accuracy_panels
 from moesim.plots.breakdown import breakdown
 from moesim.plots.candidates import candidates
+from moesim.plots.link_loads import edge_loads
 from moesim.plots.roofline import roofline
 from moesim.plots.style import COLOURS, figure, save, save_table
 from moesim.plots.timeline import layer_timeline, timeline
@@ -26,6 +29,7 @@ __all__ = [
     "accuracy_panels",
     "breakdown",
     "candidates",
+    "edge_loads",
     "figure",
     "layer_timeline",
     "roofline",

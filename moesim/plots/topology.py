@@ -1,9 +1,20 @@
-"""The cluster as tiers: switches inside the nodes, GPUs, NICs, leaves, spine."""
+"""A cluster's links drawn, with the load on each if one is given.
 
+Without loads the colour says what kind of link it is. With them it says how long the link is busy, as a share of
+the busiest one; of the two directions the busier counts. On grey lines nothing waits.
+"""
+
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap
+from matplotlib.ticker import PercentFormatter
 
+from moesim.plots.places import GPUS_DRAWN, LAYOUTS, TIERS, Drawing, Edge, members, nodes_of
 from moesim.plots.style import COLOURS, SMALL
 from moesim.units import GB
 
@@ -11,128 +22,152 @@ if TYPE_CHECKING:
     import networkx as nx
     from matplotlib.axes import Axes
 
-TIERS: Final = {"switch": 0.0, "gpu": 1.0, "nic": 2.0, "leaf": 3.0, "spine": 4.0}
 LINKS: Final = {
     "nvlink": ("NVLink", COLOURS["experts"]),
     "pcie": ("PCIe", COLOURS["attention"]),
+    "ici": ("ICI", COLOURS["experts"]),
+    "host": ("host memory", COLOURS["tp"]),
     "nic": ("network", COLOURS["all-to-all"]),
-    "share": ("share of NIC", COLOURS["attention"]),
     "uplink": ("uplink", COLOURS["imbalance"]),
+    "attach": ("", "0.8"),
 }
-SWITCHES: Final = {"nvswitch": "NVSwitch", "pcie": "PCIe switch"}
-NODES_DRAWN: Final = 4
-GPUS_DRAWN: Final = 8
-
-Place = tuple[float, float]
+SWITCHES: Final = {"nvswitch": "NVSwitch", "pcie": "PCIe switch", "host": "host memory"}
+NAMES: Final = {"gpu": "GPU", "nic": "NIC", "leaf": "leaf", "place": "place"}
+LOAD_COLOURS: Final = ListedColormap(colormaps["viridis_r"](np.linspace(0.1, 1.0, 256)), name="load")
 
 
-def topology(graph: "nx.DiGraph[str]", ax: "Axes") -> "Axes":
-    """Draw ``cluster.graph`` with the bandwidth of each tier per link and direction.
-
-    More than four nodes: the first two and the spine. More than eight GPUs a node: the first eight.
-    """
-    nodes = _nodes(graph)
-    drawn = nodes if len(nodes) <= NODES_DRAWN else nodes[:2]
-    places = _places(graph, drawn)
-    _links(graph, ax, places)
-    for name, (x, y) in places.items():
-        _box(ax, name, x, y)
-    right = max((x for x, _ in places.values()), default=0.0)
-    _tier_labels(graph, ax, places, right + 0.7)
-    _captions(graph, ax, places, drawn, len(nodes))
-    ax.set_xlim(-1.0, right + 4.5)
-    ax.set_ylim(-1.0, 0.6 + max((y for _, y in places.values()), default=1.0))
+def topology(graph: "nx.DiGraph[str]", ax: "Axes", loads: Mapping[Edge, float] | None = None) -> "Axes":
+    """Draw ``cluster.graph``; ``loads`` by edge, in seconds or shares: what counts is how they compare."""
+    busiest = max(loads, key=lambda edge: loads[edge]) if loads and max(loads.values()) > 0 else None
+    drawing = LAYOUTS[graph.graph["inside"]](graph, busiest)
+    if loads is not None and busiest is not None:
+        _loaded_lines(graph, ax, drawing, {edge: load / loads[busiest] for edge, load in loads.items()})
+    else:
+        _plain_lines(graph, ax, drawing)
+    points = [*drawing.places.values(), *(point for _, line in drawing.lines for point in line)]
+    left, right = min(x for x, _ in points) - 0.8, max(x for x, _ in points) + 0.8
+    bottom = min(y for _, y in points) - 0.45
+    for name, (x, y) in drawing.places.items():
+        _box(ax, _short(graph, name), x, y)
+    if _tiered(graph):
+        _tier_labels(graph, ax, drawing, right, plain=busiest is None)
+        _node_captions(graph, ax, drawing, bottom)
+        bottom -= 0.4
+        right += 0.2 * (right - left)  # room for the labels
+    else:
+        ax.set_aspect("equal", anchor="W")
+    ax.text(left, bottom, _caption(graph, drawing, busiest), ha="left", va="top", fontsize=SMALL, color="0.3")
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom - 0.6, max(y for _, y in points) + 0.6)
     ax.set_axis_off()
     return ax
 
 
-def _nodes(graph: "nx.DiGraph[str]") -> list[str]:
-    """Names of the nodes, in order: what stands before the dot in "n3.gpu5"."""
-    return list(dict.fromkeys(name.split(".")[0] for name in graph.nodes if "." in name))
+def _tiered(graph: "nx.DiGraph[str]") -> bool:
+    return graph.graph["inside"] not in ("torus", "graph")
 
 
-def _places(graph: "nx.DiGraph[str]", drawn: list[str]) -> dict[str, Place]:
-    """Where each drawn thing stands: nodes side by side, leaves and spine above them."""
-    places: dict[str, Place] = {}
-    left = 0.0
-    for node in drawn:
-        inside = [name for name in graph.nodes if name.startswith(f"{node}.")]
-        gpus = [name for name in inside if graph.nodes[name]["kind"] == "gpu"][:GPUS_DRAWN]
-        nics = [name for name in inside if graph.nodes[name]["kind"] == "nic"]
-        nics = [name for name in nics if any(graph.has_edge(gpu, name) for gpu in gpus)]
-        switches = [name for name in inside if graph.nodes[name]["kind"] == "switch"]
-        for row in (switches, gpus, nics):
-            places |= _spread(graph, row, left, left + len(gpus) - 1)
-        left += len(gpus) + 1.0
-    above = [name for name in graph.nodes if graph.nodes[name]["kind"] == "leaf"]
-    leaves = [name for name in above if any(graph.has_edge(nic, name) for nic in places)]
-    places |= _spread(graph, leaves, 0.0, max(0.0, left - 2.0))
-    spines = [name for name in graph.nodes if graph.nodes[name]["kind"] == "spine"]
-    return places | _spread(graph, spines, 0.0, max(0.0, left - 2.0))
+def _plain_lines(graph: "nx.DiGraph[str]", ax: "Axes", drawing: Drawing) -> None:
+    colours = [LINKS[graph.edges[edge]["kind"]][1] for edge, _ in drawing.lines]
+    ax.add_collection(LineCollection([line for _, line in drawing.lines], colors=colours, linewidths=1.0, zorder=1))
 
 
-def _spread(graph: "nx.DiGraph[str]", row: list[str], left: float, right: float) -> dict[str, Place]:
-    """Evenly between left and right, each in the middle of its share; on the tier of its kind."""
-    share = (right - left + 1.0) / max(1, len(row))
-    return {
-        name: (left - 0.5 + share * (index + 0.5), TIERS[graph.nodes[name]["kind"]]) for index, name in enumerate(row)
-    }
+def _loaded_lines(graph: "nx.DiGraph[str]", ax: "Axes", drawing: Drawing, shares: dict[Edge, float]) -> None:
+    """The busiest on top; a bar that says what the colours mean."""
+    found = []
+    for edge, line in drawing.lines:
+        share = max(shares.get(edge, 0.0), shares.get((edge[1], edge[0]), 0.0))
+        grey = graph.edges[edge]["kind"] == "attach"
+        found.append((share, "0.8" if grey else LOAD_COLOURS(share), line))
+    found.sort(key=lambda each: each[0])
+    ax.add_collection(
+        LineCollection(
+            [line for *_, line in found], colors=[colour for _, colour, _ in found],
+            linewidths=[1.0 + 2.0 * share for share, *_ in found], zorder=1,
+        )
+    )  # fmt: skip
+    bar = ax.figure.colorbar(ScalarMappable(cmap=LOAD_COLOURS), ax=ax, shrink=0.7, aspect=25, pad=0.01)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.set_label("time that the link is busy, of the busiest", fontsize=SMALL)
 
 
-def _links(graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place]) -> None:
-    by_kind: dict[str, list[list[Place]]] = {}
-    for one, other, link in graph.edges(data=True):
-        if one in places and other in places and places[one][1] < places[other][1]:
-            by_kind.setdefault(str(link["kind"]), []).append([places[one], places[other]])
-    for kind, lines in by_kind.items():
-        ax.add_collection(LineCollection(lines, colors=LINKS[kind][1], linewidths=1.0, zorder=1))
-
-
-def _box(ax: "Axes", name: str, x: float, y: float) -> None:
-    """Short names; which node it is in is written below the node."""
-    words = name.split(".")[-1]
-    text = SWITCHES.get(words, words.lstrip("abcdefghijklmnopqrstuvwxyz") or words)
+def _box(ax: "Axes", text: str, x: float, y: float) -> None:
     ax.text(
         x, y, text, ha="center", va="center", fontsize=SMALL, zorder=3,
         bbox={"facecolor": "white", "edgecolor": "0.4", "boxstyle": "round,pad=0.25"},
     )  # fmt: skip
 
 
-def _tier_labels(graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place], x: float) -> None:
+def _short(graph: "nx.DiGraph[str]", name: str) -> str:
+    """A number where the tier or the caption says of what; with wires the name that the user gave."""
+    thing, kind = name.split(".")[-1], graph.nodes[name]["kind"]
+    if graph.graph["inside"] == "graph":
+        return thing
+    return thing.removeprefix(kind) if kind in NAMES else SWITCHES.get(thing, thing)
+
+
+def _long(graph: "nx.DiGraph[str]", name: str) -> str:
+    """``NIC 2 of node 1`` for n1.nic2."""
+    node, _, _ = name.rpartition(".")
+    kind, short = graph.nodes[name]["kind"], _short(graph, name)
+    words = f"{NAMES[kind]} {short}" if short.isdecimal() else short
+    return f"{words} of node {node[1:]}" if node and len(nodes_of(graph)) > 1 else words
+
+
+def _tier_labels(graph: "nx.DiGraph[str]", ax: "Axes", drawing: Drawing, x: float, *, plain: bool) -> None:
     """Right of the drawing: what stands on each tier, and the bandwidth of the links between tiers."""
-    for kind, tier in TIERS.items():
-        if kind in ("gpu", "nic", "leaf") and any(y == tier for _, y in places.values()):
-            name = {"gpu": "GPUs", "nic": "NICs", "leaf": "leaf switches, one per rail"}[kind]
-            ax.text(x, tier, name, ha="left", va="center", fontsize=SMALL, color="0.3")
+    places = drawing.places
+    leaves = "leaf switches" if graph.graph["between"] == "tree" else "leaf switches, one per rail"
+    for kind, name in (("gpu", "GPUs"), ("nic", "NICs"), ("leaf", leaves)):
+        if any(y == TIERS[kind] for _, y in places.values()):
+            ax.text(x, TIERS[kind], name, ha="left", va="center", fontsize=SMALL, color="0.3")
     found: dict[tuple[float, str], list[float]] = {}
-    for one, other, link in graph.edges(data=True):
-        if one in places and other in places and places[one][1] < places[other][1]:
-            middle = (places[one][1] + places[other][1]) / 2
-            kind = "share" if graph.nodes[other]["kind"] == "nic" else str(link["kind"])
-            found.setdefault((middle, kind), []).append(link["bandwidth_bytes_per_s"])
+    for (one, other), _ in drawing.lines:
+        link, heights = graph.edges[one, other], (places[one][1], places[other][1])
+        middle = sum(heights) / 2 - (0.4 if heights[0] == heights[1] else 0.0)  # a mesh hangs below its GPUs
+        found.setdefault((middle, str(link["kind"])), []).append(link["bandwidth_bytes_per_s"])
     for (middle, kind), bandwidths in found.items():
         name, colour = LINKS[kind]
-        ax.text(
-            x, middle, f"{name} {_gigabytes(bandwidths)}", ha="left", va="center", fontsize=SMALL + 1,
-            color=colour, fontweight="bold",
-        )  # fmt: skip
+        if name:
+            ax.text(
+                x, middle, f"{name} {gigabytes(bandwidths)}", ha="left", va="center", fontsize=SMALL + 1,
+                color=colour if plain else "0.3", fontweight="bold",
+            )  # fmt: skip
 
 
-def _gigabytes(bandwidths: list[float]) -> str:
-    shown = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (min(bandwidths) / GB, max(bandwidths) / GB)]
+def gigabytes(bandwidths: Iterable[float]) -> str:
+    """``45 to 90 GB/s``."""
+    known = list(bandwidths)
+    shown = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (min(known) / GB, max(known) / GB)]
     return f"{' to '.join(dict.fromkeys(shown))} GB/s"
 
 
-def _captions(graph: "nx.DiGraph[str]", ax: "Axes", places: dict[str, Place], drawn: list[str], nodes: int) -> None:
-    """Below each node its number and GPUs; at the bottom what was left out."""
-    for number, node in enumerate(drawn):
-        gpus = sum(name.startswith(f"{node}.") and graph.nodes[name]["kind"] == "gpu" for name in graph)
-        here = [x for name, (x, _) in places.items() if name.startswith(f"{node}.")]
+def _node_captions(graph: "nx.DiGraph[str]", ax: "Axes", drawing: Drawing, y: float) -> None:
+    """Below each node its number and GPUs."""
+    for node in nodes_of(graph):
+        here = [x for name, (x, _) in drawing.places.items() if name.startswith(f"{node}.")]
+        if not here:
+            continue
+        gpus = len(members(graph, node, "gpu"))
         cut = f", {GPUS_DRAWN} drawn" if gpus > GPUS_DRAWN else ""
-        ax.text(
-            (min(here) + max(here)) / 2, -0.45, f"node {number}: {gpus} GPUs{cut}", ha="center", va="center",
-            fontsize=SMALL + 1,
-        )  # fmt: skip
-    left_out = f"{nodes - len(drawn):,} more nodes not drawn; " if nodes > len(drawn) else ""
-    text = f"{left_out}bandwidth per link and direction"
-    ax.text(-0.8, -0.85, text, ha="left", va="center", fontsize=SMALL, color="0.3")
+        text = f"node {node[1:]}: {gpus} GPUs{cut}"
+        ax.text((min(here) + max(here)) / 2, y, text, ha="center", va="center", fontsize=SMALL + 1)
+
+
+def _caption(graph: "nx.DiGraph[str]", drawing: Drawing, busiest: Edge | None) -> str:
+    """At the bottom, a line each: the busiest link, what the bandwidths are, what was left out."""
+    words = [f"busiest: {_long(graph, busiest[0])} to {_long(graph, busiest[1])}"] if busiest else []
+    if _tiered(graph):
+        words.append("bandwidth per link and direction")
+    else:
+        links = [graph.edges[edge] for edge, _ in drawing.lines]
+        known = gigabytes(link["bandwidth_bytes_per_s"] for link in links) if links else "none"
+        name = "wires" if graph.graph["inside"] == "graph" else "links between neighbours"
+        words.append(f"{name}: {known} per direction")
+    if graph.graph["inside"] == "torus":
+        each = len(members(graph, "n0", "gpu")) // len(members(graph, "n0", "place"))
+        words.append(f"{each} GPU{'s' if each > 1 else ''} on each place; stubs go round")
+        if len(graph.graph["torus"]) > 2:
+            words[-1] += ", or slanting to the next plane"
+    return "\n".join([*words, drawing.left_out] if drawing.left_out else words)
