@@ -197,12 +197,12 @@ def test_curves_rise(op, name):
 
 def test_the_bound_needs_no_clamp_on_measured_points():
     # a data-sheet floor above a measurement would be a wrong data sheet or a wrong convention of bytes
-    from moesim.collectives.curves import floor_share
+    from moesim.collectives.steps import floor_share
     from moesim.profile import shipped_folder
 
     for name in ("dgx-a100", "dgx-h100", "hgx-b200", "pcie-l40s"):
         cluster = CLUSTERS[name]
         with (shipped_folder() / cluster.gpu.name.lower() / "collectives.csv").open(newline="") as file:
             for row in csv.DictReader(file):
-                floor_s = floor_share(row["op"], int(row["ranks"])) * float(row["bytes"])
+                floor_s = floor_share(cluster, row["op"], int(row["ranks"])) * float(row["bytes"])
                 assert floor_s / cluster.scale_up.peak_bytes_per_s <= float(row["time_us"]) * US

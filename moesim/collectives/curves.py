@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 
 from moesim.cluster import CLUSTERS, Cluster
+from moesim.collectives.steps import floor_share, once_around, ring
 from moesim.cost import BASIS, ESTIMATED, Basis, Cost, FloatArray, cost
 from moesim.errors import MoesimError, choice
 from moesim.profile import own_table, shipped_folder, slug
@@ -79,6 +80,8 @@ def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | floa
         raise choice("collective", op, OPS)
     if not 1 <= ranks <= cluster.gpus_per_node:
         raise MoesimError(f"{op} on {ranks} ranks of one {cluster.name} node: choose 1 to {cluster.gpus_per_node}")
+    if cluster.fabric.inside != "switch" and ranks > 1:
+        raise MoesimError(f"{op} in a {cluster.fabric.inside} has no measured curve: ask all_reduce() and its like")
     size = np.asarray(size_bytes, dtype=np.float64)
     kind = cluster.scale_up.kind
     if ranks == 1:
@@ -91,7 +94,7 @@ def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | floa
     return cost(
         seconds,
         _band(known, ranks),
-        floor_share(op, ranks) * size / cluster.scale_up.peak_bytes_per_s,
+        floor_share(cluster, op, ranks) * size / cluster.scale_up.peak_bytes_per_s,
         kind if np.mean(seconds) > 2 * launch_s else "launch",
         known.basis,
         known.source,
@@ -100,12 +103,7 @@ def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | floa
 
 def wire_share(op: str, ranks: int) -> float:
     """Bytes that a rank sends in a ring over the message size: nccl-tests' bus-bandwidth factor."""
-    return (2.0 if op == "all_reduce" else 1.0) * (ranks - 1) / ranks
-
-
-def floor_share(op: str, ranks: int) -> float:
-    """Bytes that a rank must send at least: a switch that reduces (NVLS) halves all-reduce's."""
-    return 1.0 if op == "all_reduce" else (ranks - 1) / ranks
+    return (ring if op == "all_reduce" else once_around)(ranks).share
 
 
 def _band(known: Curves, ranks: int) -> float:

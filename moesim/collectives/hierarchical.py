@@ -1,18 +1,18 @@
 """Collectives across nodes: every GPU is on its own rail, and the two kinds of link work at the same time.
 
-    seconds = launch + steps x step_s + max(node_s - launch, nic_s)
+    seconds = launch + steps x step_s + max(node_s - launch, rail_s)
 
-    all-reduce       node_s: the node's all-reduce curve (NVLS where NCCL used it) of the whole buffer S
-                     nic_s:  ring 2 (N-1)/N x S/G / B_n, steps 2 (N-1);  tree 2 x S/G / B_n, steps 2
-                     ceil(log2 N)
-    all-gather,      node_s: the node's curve of the gathered bytes S (what came by NIC is forwarded by
-                     NVLink)
-    reduce-scatter   nic_s:  ring (N-1)/N x S/G / B_n, steps N-1
+    node_s    the collective inside the node, of the whole message S (NVLS where NCCL used it)         inside
+    rail_s    ring or tree over the N nodes, whichever is faster, of the rail's S/G bytes; an all-gather and a
+              reduce-scatter have a ring only                                                          steps
+              bytes / B_n x slowest rail: the NIC with least left, or a leaf's way up
 
-N nodes of G ranks, B_n NIC bytes/s per GPU. NCCL takes the faster of ring and tree, and pipelines chunks,
-so the busier link decides. Sources: NCCL src/graph/tuning.cc (ring and tree steps); SimAI ratio tables:
-4-7 us per step, which is 0.28 of the 19.9 us that an H100 send/recv across nodes takes with its launch
-(Vidur). The sum is a model, not a measurement: *estimated*.
+A ring goes at its slowest link. On a tree of leaves every rail's ring leaves each leaf once, so its G rails put G
+copies on a way up that is worth what is below it over the oversubscription; on rails no ring leaves its leaf.
+N nodes of G ranks, B_n NIC bytes/s per GPU; NCCL pipelines chunks, so the busier kind of link decides. Sources:
+NCCL src/graph/tuning.cc (ring and tree steps); SimAI ratio tables: 4-7 us per step, which is 0.28 of the 19.9 us
+that an H100 send/recv across nodes takes with its launch (Vidur). The sum is a model, not a measurement:
+*estimated*.
 """
 
 from typing import Final
@@ -21,12 +21,12 @@ import numpy as np
 
 from moesim.cluster import Cluster, Group, Link
 from moesim.cluster.nouns import check_group
-from moesim.collectives.curves import floor_share, in_node
+from moesim.collectives.inside import BAND, STEP_SHARE, inside, launch_s
+from moesim.collectives.steps import fastest, once_around, ring
 from moesim.cost import BASIS, ESTIMATED, Cost, FloatArray, cost
 from moesim.errors import MoesimError
+from moesim.network import families, leaf_of, nic_of
 
-STEP_SHARE: Final = 0.28  # a ring step's latency over a send/recv's: 5.5 us of 19.9 us
-BAND: Final = 0.40
 # send/recv of one pair (Vidur) over what all-to-all achieves: 357 over 320 GB/s, 280 over 203 GB/s
 _ONE_PAIR: Final = {"hopper": 357.0 / 320.0, "ampere": 280.0 / 203.0}
 
@@ -67,39 +67,41 @@ def nic(cluster: Cluster) -> Link:
 
 def _collective(cluster: Cluster, group: Group, op: str, size_bytes: FloatArray | float) -> Cost:
     check_group(cluster, group)
-    if group.nodes == 1:
-        return in_node(cluster, op, group.size, size_bytes)
     size = np.asarray(size_bytes, dtype=np.float64)
-    out = nic(cluster)
-    node = in_node(cluster, op, group.per_node, size)
-    launch_s = float(in_node(cluster, op, group.per_node, 0.0).seconds) or (1.0 - STEP_SHARE) * out.latency_s
-    node_s = np.maximum(node.seconds - launch_s, 0.0)
-    steps_s, nic_s = _rail(op, group.nodes, size / group.per_node, out)
+    node = inside(cluster, group, op, size)
+    if group.nodes == 1:
+        return node
+    out, start_s = nic(cluster), launch_s(cluster, group, op)
+    node_s = np.maximum(node.seconds - start_s, 0.0)
+    slower, waits_for = slowest_rail(cluster, group)
+    rail_bytes = size / group.per_node
+    steps_s, rail_s = fastest(
+        op, group.nodes, rail_bytes, STEP_SHARE * out.latency_s, slower / out.bandwidth_bytes_per_s
+    )
+    least = ring if op == "all_reduce" else once_around
+    phases = [("launch", start_s + steps_s), (_link(cluster, node), node_s), (waits_for, rail_s)]
     return cost(
-        launch_s + steps_s + np.maximum(node_s, nic_s),
+        start_s + steps_s + np.maximum(node_s, rail_s),
         BAND,
-        np.maximum(floor_share(op, group.nodes) * size / group.per_node / out.peak_bytes_per_s, node.bound_s),
-        _busiest(cluster, launch_s + steps_s, node_s, nic_s),
+        np.maximum(least(group.nodes).share * rail_bytes / out.peak_bytes_per_s, node.bound_s),
+        max(phases, key=lambda phase: float(np.mean(phase[1])))[0],
         ESTIMATED,
         f"{op} model over {group.nodes} nodes; {cluster.scale_up.kind}: {node.source}; nic: {out.source}",
     )
 
 
-def _rail(op: str, nodes: int, size: FloatArray, out: Link) -> tuple[FloatArray, FloatArray]:
-    """Seconds of step latency and of moving, on one rail, for the ``size`` bytes that belong to it."""
-    step_s = STEP_SHARE * out.latency_s
-    moving_s = size / out.bandwidth_bytes_per_s
-    ring = np.full_like(size, (nodes - 1) * step_s), (nodes - 1) / nodes * moving_s
-    if op != "all_reduce":
-        return ring
-    tree = np.full_like(size, np.ceil(np.log2(nodes)) * step_s), moving_s
-    use_tree = tree[0] + tree[1] < ring[0] + ring[1]
-    return 2 * np.where(use_tree, tree[0], ring[0]), 2 * np.where(use_tree, tree[1], ring[1])
+def _link(cluster: Cluster, node: Cost) -> str:
+    """What the bytes inside the node wait for."""
+    return cluster.scale_up.kind if node.limited_by == "launch" else node.limited_by
 
 
-def _busiest(cluster: Cluster, latency_s: FloatArray, node_s: FloatArray, nic_s: FloatArray) -> str:
-    """What most of the batch waits for."""
-    node_mean_s, nic_mean_s = float(np.mean(node_s)), float(np.mean(nic_s))
-    if float(np.mean(latency_s)) > max(node_mean_s, nic_mean_s):
-        return "launch"
-    return "nic" if nic_mean_s > node_mean_s else cluster.scale_up.kind
+def slowest_rail(cluster: Cluster, group: Group) -> tuple[float, str]:
+    """By how much the slowest link of the rings between nodes is slower than a whole NIC, and its kind."""
+    worth = families(cluster, group)
+    on_nic = np.tile(np.bincount(nic_of(cluster, group.per_node)), group.nodes)
+    by_kind = {"nic": float(np.max(on_nic / np.minimum(worth["nic_out"], worth["nic_in"])))}
+    if cluster.fabric.between == "tree" and len(set(leaf_of(cluster, group).tolist())) > 1:
+        ways = np.minimum(worth["leaf_up"], worth["leaf_down"])
+        by_kind["uplink"] = group.per_node / float(ways.min())
+    kind = max(by_kind, key=lambda name: by_kind[name])
+    return by_kind[kind], kind
