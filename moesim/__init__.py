@@ -7,7 +7,7 @@ A module imports only what stands above it in this list, which is also the readi
     units         seconds("25us"), bytes_per_s("450GB/s"); text for people
     cost          Cost: seconds with a band, a bound and a basis
     model         what is computed: layers, parameters, FLOPs, bytes; presets; Hugging Face configs
-    cluster       what it runs on: Gpu, Link, Cluster as a graph and as arrays; presets
+    cluster       what it runs on: Gpu, Link, Fabric, Cluster and its graph; presets
     workload      what arrives: a training step, a prefill or a decode batch
     profile       measured seconds by shape: find, load, predict with a band, refuse to extrapolate
     compute       seconds of GEMMs, attention and expert layers on one GPU
