@@ -14,47 +14,64 @@ Combine sends every copy home: the same with source and destination exchanged.
 
 traffic         Traffic, copies_by_rank, sent_and_received
 linear          every rank to every rank at once (NCCL grouped send/receive)
+pairwise        one peer after another, a barrier between
+bruck           log2 R steps, every block on the way several times: for tiny messages
 hierarchical    "2dh": inside the node to the right rail, then along the rail (Tutel)
-deepep          "deepep" and "deepep_ll": one copy for each node or expert (DeepEP normal, low latency)
-reach           how many tokens reach a rank or a node
+pods            "3dh": 2dh once more over the nodes below a leaf
+leader          through one GPU of the node (HetuMoE)
+rails           "rail": 2dh without its copies (SE-MoE)
 gather_scatter  "ag_rs": everybody gets every token, outputs are summed on the way back
+deepep          "deepep" and "deepep_ll": one copy for each node or expert (DeepEP normal, low latency)
+tiles           tile by tile from inside the kernel (FlashMoE)
+torus           dimension after dimension (TPU)
+ports           seconds of the bytes on the busiest link of each kind
+shifts, posts   steps where rank i sends to rank i + s; messages that wait for one another
+reach           how many tokens reach a rank or a node
+needs, carried  what an algorithm needs of a cluster; what the busiest links carry
 """
 
 from typing import Final, Literal
 
 import numpy as np
 
+from moesim.alltoall.bruck import bruck
+from moesim.alltoall.carried import CARRIED
 from moesim.alltoall.deepep import low_latency, normal
 from moesim.alltoall.gather_scatter import gather_scatter
 from moesim.alltoall.hierarchical import hierarchical
+from moesim.alltoall.leader import leader
 from moesim.alltoall.linear import linear
+from moesim.alltoall.needs import reason
+from moesim.alltoall.pairwise import pairwise
+from moesim.alltoall.pods import pods
+from moesim.alltoall.rails import rail
+from moesim.alltoall.tiles import tiles
+from moesim.alltoall.torus import torus
 from moesim.alltoall.traffic import Traffic, copies_by_rank, resized, sent_and_received, turned
 from moesim.cluster import Cluster, Group
 from moesim.cluster.nouns import check_group
-from moesim.cost import BASIS, Cost, cost
+from moesim.cost import BASIS, Cost, FloatArray, cost
 from moesim.errors import MoesimError, choice
 
 __all__ = [
-    "ALGORITHMS", "Direction", "Traffic", "all_to_all", "copies_by_rank", "resized", "sent_and_received", "unsupported",
+    "ALGORITHMS", "FUSED", "REAL_ROWS", "Direction", "Traffic", "all_to_all", "busiest_bytes", "copies_by_rank",
+    "resized", "sent_and_received", "unsupported",
 ]  # fmt: skip
 
 Direction = Literal["dispatch", "combine"]
 ALGORITHMS: Final = {
-    "linear": linear, "2dh": hierarchical, "ag_rs": gather_scatter, "deepep": normal, "deepep_ll": low_latency,
+    "linear": linear, "pairwise": pairwise, "bruck": bruck, "2dh": hierarchical, "3dh": pods, "leader": leader,
+    "rail": rail, "ag_rs": gather_scatter, "deepep": normal, "deepep_ll": low_latency, "tiles": tiles, "torus": torus,
 }  # fmt: skip
-_DEEPEP: Final = ("hopper", "blackwell")  # its kernels need one of these, and NVLink
+REAL_ROWS: Final = ("deepep", "deepep_ll", "tiles")  # send what the routing sends; the others pad to a capacity
+FUSED: Final = ("tiles",)  # inside a kernel that computes the experts too: no choice for a layer made of kernels
 
 
 def all_to_all(
     cluster: Cluster, group: Group, traffic: Traffic, algorithm: str, direction: Direction = "dispatch"
 ) -> Cost:
     """Seconds of one dispatch or combine. ``copies[..., src, dst]`` gives costs of shape ``[...]``."""
-    check_group(cluster, group)
-    if traffic.pairs.ranks != group.size:
-        raise MoesimError(f"copies of {traffic.pairs.ranks} ranks in a group of {group.size}: draw them for it")
-    reason = unsupported(cluster, group, algorithm)
-    if reason is not None:
-        raise MoesimError(f"all-to-all {algorithm}: {reason}")
+    _check(cluster, group, traffic, algorithm)
     if group.size == 1:
         zero = np.zeros(traffic.pairs.shape)
         return cost(zero, 0.0, zero, cluster.scale_up.kind, BASIS["published"], "one rank exchanges nothing")
@@ -63,18 +80,30 @@ def all_to_all(
     return ALGORITHMS[algorithm](cluster, group, turned(traffic), direction)
 
 
+def busiest_bytes(
+    cluster: Cluster, group: Group, traffic: Traffic, algorithm: str, direction: Direction = "dispatch"
+) -> dict[str, FloatArray]:
+    """``[...]`` bytes on the busiest link of each kind, as many as a GPU's own link moves in the same time."""
+    _check(cluster, group, traffic, algorithm)
+    if group.size == 1:
+        return {}
+    copies = CARRIED[algorithm](cluster, group, traffic if direction == "dispatch" else turned(traffic))
+    named = {cluster.scale_up.kind if kind == "up" else kind: each for kind, each in copies.items()}
+    return {kind: each * traffic.token_bytes for kind, each in named.items()}
+
+
 def unsupported(cluster: Cluster, group: Group, algorithm: str) -> str | None:
     """The first reason why this algorithm cannot run on this group, or None."""
     if algorithm not in ALGORITHMS:
         raise choice("all-to-all algorithm", algorithm, list(ALGORITHMS))
-    if group.nodes > 1 and cluster.scale_out is None:
-        return f"{cluster.name} has no link between nodes"
-    if algorithm.startswith("deepep") and (
-        cluster.scale_up.kind != "nvlink" or cluster.gpu.architecture not in _DEEPEP
-    ):
-        return f"{algorithm} needs NVLink and a Hopper or Blackwell GPU; {cluster.name} has {cluster.gpu.name}"
-    if algorithm == "2dh" and group.nodes == 1:
-        return f"2dh needs ranks on more than one node; the group's {group.size} share one"
-    if algorithm == "2dh" and group.per_node == 1:
-        return "2dh needs more than one rank on a node; without them it is linear"
-    return None
+    return reason(cluster, group, algorithm)
+
+
+def _check(cluster: Cluster, group: Group, traffic: Traffic, algorithm: str) -> None:
+    check_group(cluster, group)
+    if traffic.pairs.ranks != group.size:
+        raise MoesimError(f"copies of {traffic.pairs.ranks} ranks in a group of {group.size}: draw them for it")
+    why = unsupported(cluster, group, algorithm)
+    if why is not None:
+        others = [name for name in ALGORITHMS if unsupported(cluster, group, name) is None]
+        raise MoesimError(f"all-to-all {algorithm}: {why}; choose {', '.join(others) or 'another cluster'}")

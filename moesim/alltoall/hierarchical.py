@@ -5,10 +5,10 @@
     stride copy   group by destination node
     inter         (n, l) sends to (m, l) along its own rail
 
-    seconds = 2 (a_k + 2 S / B_m) + curve(intra load) + a_n + max(NIC, uplink load) / bandwidth
+    seconds = 2 (a_k + 2 S / B_m) + curve(intra load) + a_n + g x messages + max(NIC, uplink load) / bandwidth
 
-S is the busiest rank's buffer, B_m the achieved copy bandwidth of memory. The phases follow one another. A
-NIC sends N - 1 messages of S/N instead of R - G messages of S/R: less latency, more copies. a_k = 4 us a
+S is the busiest rank's buffer, B_m the achieved copy bandwidth of memory. The phases follow one another. A rank
+sends N - 1 messages of S/N instead of R - G messages of S/R (posts): less latency, more copies. a_k = 4 us a
 kernel, a_n = 60 us and B_m = 0.72 of the memory's peak are assumptions; Tutel's padding to the expert
 capacity is not added: what counts is what the routing sends.
 """
@@ -17,8 +17,10 @@ from typing import Final
 
 import numpy as np
 
-from moesim.alltoall.linear import nic_share
+from moesim.alltoall.linear import PER_PEER_S, nic_share
 from moesim.alltoall.ports import BAND, Loaded, Moved, busiest, node_exchange
+from moesim.alltoall.posts import along_rail
+from moesim.alltoall.shifts import written
 from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
@@ -36,11 +38,10 @@ def hierarchical(cluster: Cluster, group: Group, traffic: Traffic, direction: st
     copies_s, peak_copies_s = stride_copies(cluster, traffic)
     intra = to_rails(cluster, group, traffic)
     inter = along_rails(cluster, group, traffic)
-    phases = {
-        "memory": 2 * copies_s, cluster.scale_up.kind: intra.seconds, inter.waits_for: INTER_START_S + inter.seconds,
-    }  # fmt: skip
+    inter_s = rail_start_s(cluster, group) + inter.seconds
+    phases = {"memory": 2 * copies_s, cluster.scale_up.kind: intra.seconds, inter.waits_for: inter_s}
     return cost(
-        2 * copies_s + intra.seconds + INTER_START_S + inter.seconds,
+        2 * copies_s + intra.seconds + inter_s,
         BAND,
         2 * peak_copies_s + intra.bound_s + inter.peak_s,
         max(phases, key=lambda name: float(np.mean(phases[name]))),
@@ -57,24 +58,43 @@ def stride_copies(cluster: Cluster, traffic: Traffic) -> tuple[FloatArray, Float
     return COPY_LAUNCH_S + peak_s / COPY_SHARE, peak_s
 
 
+def rail_start_s(cluster: Cluster, group: Group) -> float:
+    """Seconds until the bytes of an exchange along rails move."""
+    return INTER_START_S + PER_PEER_S * along_rail(cluster, group)
+
+
 def to_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Cost:
     """Inside every node: each rank gives the rank of a rail all that must leave there; launch included."""
-    copies = remembered(traffic, ("to_rails", cluster, group), lambda: _rail_ports(cluster, group, traffic))
+    copies = rail_ports(cluster, group, traffic)
     host_bytes = copies["host"] * traffic.token_bytes if "host" in copies else 0.0
     return node_exchange(cluster, group.per_node, copies["up"] * traffic.token_bytes, host_bytes)
 
 
 def along_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Moved:
     """Between nodes, every rail for itself: the slowest rail."""
-    found = remembered(traffic, ("along_rails", cluster, group), lambda: _rails(cluster, group, traffic))
+    found = rail_links(cluster, group, traffic)
     size_bytes = {kind: each * traffic.token_bytes for kind, each in found.copies.items()}
     moved = busiest(cluster, 1, size_bytes, {"nic": nic_share(cluster, group.nodes - 1)})
     return moved._replace(seconds=moved.seconds * found.slower)
 
 
+def rail_ports(cluster: Cluster, group: Group, traffic: Traffic) -> dict[str, FloatArray]:
+    """Copies on the busiest link inside the nodes on the way to the rails, by kind."""
+    return remembered(traffic, ("to_rails", cluster, group), lambda: _rail_ports(cluster, group, traffic))
+
+
+def rail_links(cluster: Cluster, group: Group, traffic: Traffic) -> Loaded:
+    """Copies on the busiest link along the rails, by kind."""
+    return remembered(traffic, ("along_rails", cluster, group), lambda: _rails(cluster, group, traffic))
+
+
 def _rail_ports(cluster: Cluster, group: Group, traffic: Traffic) -> dict[str, FloatArray]:
-    out, into = traffic.pairs.to_rails(group.per_node).totals()  # [..., node, local]
-    shape = (*out.shape[:-2], group.size)
+    inside = traffic.pairs.to_rails(group.per_node)  # [..., node] of its ranks
+    if cluster.fabric.inside == "mesh":
+        crossing = written(inside) * (1.0 - np.eye(group.per_node))
+        return longest(cluster, group, {"mesh": crossing.reshape(*traffic.pairs.shape, -1)})
+    out, into = inside.totals()
+    shape = (*traffic.pairs.shape, group.size)
     return longest(cluster, group, inside_loads(cluster, group, out.reshape(shape), into.reshape(shape)))
 
 

@@ -1,0 +1,87 @@
+"""3DH: 2dh once more over pods, the nodes below one leaf of a tree fabric; P pods of N1 nodes of G ranks.
+
+    stride copy   group the buffer by local rank of the destination
+    intra         rank (p, n, g) gives (p, n, l) everything for rail l
+    stride copy   group by place of the destination's node in its pod
+    pod           (p, n, l) gives (p, m, l) everything for the m-th nodes of all pods, below the leaf
+    stride copy   group by pod
+    inter         (p, m, l) sends to (q, m, l), over the leaves' ways up
+
+    seconds = 3 (a_k + 2 S / B_m) + curve(intra load)
+              + a_n + g x (N1 - 1) + pod load / B_n + a_n + g x (P - 1) + max(NIC, uplink load) / bandwidth
+
+The bytes that climb are those of 2dh, in messages N1 times as large and 1 / N1 as many: what it gains is g x (N - 1)
+- g x (N1 + P - 2), what it pays another start, another copy and the pod's exchange. Rails are priced each for itself,
+and the slowest counts. As in Tutel's 2dh (hierarchical), whose a_k, a_n and B_m are assumptions.
+"""
+
+import numpy as np
+
+from moesim.alltoall.hierarchical import INTER_START_S, stride_copies, to_rails
+from moesim.alltoall.linear import PER_PEER_S
+from moesim.alltoall.ports import BAND, busiest
+from moesim.alltoall.posts import sharing
+from moesim.alltoall.traffic import Traffic, remembered
+from moesim.cluster import Cluster, Group
+from moesim.collectives.hierarchical import nic
+from moesim.cost import ESTIMATED, Cost, FloatArray, cost
+from moesim.network import longest
+from moesim.units import US
+
+Loads = tuple[dict[str, FloatArray], dict[str, FloatArray]]
+
+
+def pods(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
+    """Seconds of the six phases, each by its busiest link."""
+    copies_s, peak_copies_s = stride_copies(cluster, traffic)
+    intra = to_rails(cluster, group, traffic)
+    near, far = (
+        busiest(cluster, 1, {kind: each * traffic.token_bytes for kind, each in copies.items()})
+        for copies in pod_links(cluster, group, traffic)
+    )
+    near_s = start_s(cluster, group, cluster.fabric.leaf_nodes) + near.seconds
+    far_s = start_s(cluster, group, pods_of(cluster, group)) + far.seconds
+    phases = {"memory": 3 * copies_s, cluster.scale_up.kind: intra.seconds, "nic": near_s}
+    phases[far.waits_for] = np.maximum(phases.get(far.waits_for, 0.0), far_s)
+    return cost(
+        3 * copies_s + intra.seconds + near_s + far_s,
+        BAND,
+        3 * peak_copies_s + intra.bound_s + near.peak_s + far.peak_s,
+        max(phases, key=lambda name: float(np.mean(phases[name]))),
+        ESTIMATED,
+        f"3dh {direction} model (2dh over pods of {cluster.fabric.leaf_nodes} nodes), {INTER_START_S / US:.0f} us a "
+        f"network phase assumed; {intra.source}; nic: {nic(cluster).source}",
+    )
+
+
+def pods_of(cluster: Cluster, group: Group) -> int:
+    """Pods that the group fills."""
+    return group.nodes // cluster.fabric.leaf_nodes
+
+
+def start_s(cluster: Cluster, group: Group, peers: int) -> float:
+    """Seconds until the bytes of a network phase between ``peers`` move."""
+    return INTER_START_S + PER_PEER_S * sharing(cluster, group) * (peers - 1)
+
+
+def pod_links(cluster: Cluster, group: Group, traffic: Traffic) -> Loads:
+    """Copies on the busiest link by kind, inside the pods and between them."""
+    return remembered(traffic, ("pods", cluster, group), lambda: _loads(cluster, group, traffic))
+
+
+def _loads(cluster: Cluster, group: Group, traffic: Traffic) -> Loads:
+    places = cluster.fabric.leaf_nodes
+    one_rail = Group(size=group.nodes, per_node=1)
+    rails = traffic.pairs.along_rails(group.per_node)  # [..., rail] of nodes
+    shape = (*traffic.pairs.shape, group.per_node)
+    near = {
+        name: side.reshape(*shape, group.nodes)  # [..., rail, pod, place] -> [..., rail, node]
+        for name, side in zip(("nic_out", "nic_in"), rails.to_rails(places).totals(), strict=True)
+    }
+    sides = [np.broadcast_to(side, (*shape, places, side.shape[-1])) for side in rails.along_rails(places).totals()]
+    far = {"leaf_up": sides[0].sum(axis=-2), "leaf_down": sides[1].sum(axis=-2)}
+    for name, side in zip(("nic_out", "nic_in"), sides, strict=True):
+        far[name] = np.swapaxes(side, -1, -2).reshape(*shape, group.nodes)
+    by_rail = (longest(cluster, one_rail, each) for each in (near, far))
+    inside, between = ({kind: each.max(axis=-1) for kind, each in found.items()} for found in by_rail)
+    return inside, between
