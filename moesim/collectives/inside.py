@@ -14,7 +14,9 @@
 
     seconds = 0.72 latency + steps x 0.28 latency + bytes moved by the slowest link
 
-Ring or tree, whichever is faster; latency as between nodes (hierarchical). Sources: NCCL src/graph (rings along
+Ring or tree, whichever is faster; latency as between nodes (hierarchical). A torus takes its link's latency once: it is
+that of a whole exchange, and the steps of its rings follow without a gap (GShard's all-reduce does not grow from 32 to
+2,048 cores). Sources: NCCL src/graph (rings along
 links, the slowest decides); Jain and Sabharwal 2010 and GShard (arXiv 2006.16668, appendix) for tori. *Estimated*.
 """
 
@@ -131,11 +133,10 @@ def _torus(
     places = -(-group.size * fabric.places // cluster.gpus_per_node)
     sides = tuple(side for side in fabric.torus if side > 1) if places == fabric.places else (places,) * (places > 1)
     rounds = 2 if op == "all_reduce" else 1
-    steps = rounds * sum(side - 1 for side in sides)
     moved_bytes = rounds * torus_share(sides) * size_bytes
     slowest = float(families(cluster, group)["torus"].min())
     return (
-        np.full_like(size_bytes, steps * STEP_SHARE * up.latency_s),
+        np.full_like(size_bytes, STEP_SHARE * up.latency_s),
         moved_bytes / (slowest * up.bandwidth_bytes_per_s),
         moved_bytes / up.peak_bytes_per_s,
         up.kind,
