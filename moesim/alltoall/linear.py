@@ -22,7 +22,6 @@ from typing import Final
 import numpy as np
 
 from moesim.alltoall.ports import BAND, link_copies, moved, node_exchange
-from moesim.alltoall.posts import to_all
 from moesim.alltoall.posts import sharing, to_all
 from moesim.alltoall.traffic import Traffic
 from moesim.cluster import Cluster, Group
