@@ -16,7 +16,7 @@ from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.curves import in_node
 from moesim.cost import ESTIMATED, Cost, FloatArray, cost
-from moesim.network import Pairs, Route, bytes_per_s, waits
+from moesim.network import Pairs, Route, bytes_per_s, contention, waits
 
 BAND: Final = 0.40
 
@@ -93,4 +93,4 @@ def node_exchange(
 
 
 def _loaded(cluster: Cluster, group: Group, pairs: Pairs, route: Route) -> Loaded:
-    return Loaded(waits(cluster, group, pairs, route), np.ones(pairs.shape))
+    return Loaded(waits(cluster, group, pairs, route), contention(cluster, group, pairs, route))

@@ -6,6 +6,7 @@
 Ranks stand node by node: rank = node x per_node + local. The diagonal stays on its rank and crosses nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -137,10 +138,16 @@ class Dense:
         return Dense(copies=np.moveaxis(_by_node(self.copies, per_node).sum(axis=-3), -1, -3))
 
     def between(self, src: IntArray, dst: IntArray, apart: tuple[IntArray, ...]) -> FloatArray:
-        differ = np.ones((self.ranks, self.ranks), dtype=bool)
-        for label in apart:
-            differ &= label[:, None] != label
-        return grouped(grouped(np.where(differ, self.copies, 0.0), dst, -1), src, -2)
+        whole = grouped(grouped(self.copies, dst, -1), src, -2)
+        return _apart(whole, apart, lambda label: self._alike(src, dst, label))
+
+    def _alike(self, src: IntArray, dst: IntArray, label: IntArray) -> FloatArray:
+        """Between ranks with the same label."""
+        found = np.zeros((int(src.max()) + 1, int(dst.max()) + 1))
+        order = np.argsort(label, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
+            np.add.at(found, (src[members, None], dst[members]), self.copies[members[:, None], members])
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -205,21 +212,25 @@ class Product:
         return Product(sent=sent * whole, share=share / np.maximum(whole, 1e-300))
 
     def between(self, src: IntArray, dst: IntArray, apart: tuple[IntArray, ...]) -> FloatArray:
-        """By inclusion and exclusion over the labels that must differ: all, less equal in one, plus equal in both."""
-        found = grouped(self.sent, src, -1)[:, None] * grouped(self.share, dst, -1)
-        for label in apart:
-            found = found - self._alike(src, dst, label)
-        if len(apart) == 2:
-            one, other = apart
-            both = np.unique(one * (int(other.max()) + 1) + other, return_inverse=True)[1]
-            found = found + self._alike(src, dst, both)
-        return np.maximum(found, 0.0)
+        whole = grouped(self.sent, src, -1)[:, None] * grouped(self.share, dst, -1)
+        return _apart(whole, apart, lambda label: self._alike(src, dst, label))
 
     def _alike(self, src: IntArray, dst: IntArray, label: IntArray) -> FloatArray:
         """Between ranks with the same label."""
         labels = int(label.max()) + 1
         sent = _table(label, src, self.sent, labels)
         return np.asarray(sent.T @ _table(label, dst, self.share, labels))
+
+
+def _apart(whole: FloatArray, apart: tuple[IntArray, ...], alike: Callable[[IntArray], FloatArray]) -> FloatArray:
+    """By inclusion and exclusion over the labels that must differ: all, less equal in one, plus equal in both."""
+    found = whole
+    for label in apart:
+        found = found - alike(label)
+    if len(apart) == 2:
+        one, other = apart
+        found = found + alike(np.unique(one * (int(other.max()) + 1) + other, return_inverse=True)[1])
+    return np.maximum(found, 0.0)
 
 
 def _by_node(copies: FloatArray, per_node: int) -> FloatArray:
