@@ -25,7 +25,7 @@ from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
 from moesim.cost import ESTIMATED, Cost, FloatArray, cost
-from moesim.network import inside_loads, longest, waits
+from moesim.network import inside_loads, leaf_of, longest
 from moesim.units import US
 
 COPY_LAUNCH_S: Final = 4 * US
@@ -74,7 +74,7 @@ def along_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Moved:
     """Between nodes, every rail for itself: the slowest rail."""
     found = rail_links(cluster, group, traffic)
     size_bytes = {kind: each * traffic.token_bytes for kind, each in found.copies.items()}
-    moved = busiest(cluster, 1, size_bytes, {"nic": nic_share(cluster, group.nodes - 1)})
+    moved = busiest(cluster, 1, size_bytes, {"nic": nic_share(cluster, along_rail(cluster, group))})
     return moved._replace(seconds=moved.seconds * found.slower)
 
 
@@ -100,6 +100,8 @@ def _rail_ports(cluster: Cluster, group: Group, traffic: Traffic) -> dict[str, F
 
 def _rails(cluster: Cluster, group: Group, traffic: Traffic) -> Loaded:
     one_rail = Group(size=group.nodes, per_node=1)
-    by_rail = waits(cluster, one_rail, traffic.pairs.along_rails(group.per_node), "direct")
-    copies = {kind: each.max(axis=-1) for kind, each in by_rail.items() if kind != "up"}
+    along = traffic.pairs.along_rails(group.per_node)
+    (out, into), (up, down) = along.totals(), along.climbing(1, leaf_of(cluster, one_rail))
+    by_rail = longest(cluster, one_rail, {"nic_out": out, "nic_in": into, "leaf_up": up, "leaf_down": down})
+    copies = {kind: each.max(axis=-1) for kind, each in by_rail.items()}
     return Loaded(copies, np.ones(traffic.pairs.shape))
