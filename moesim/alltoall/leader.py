@@ -17,7 +17,7 @@ second in a gather than in an all-to-all.
 import numpy as np
 
 from moesim.alltoall.hierarchical import COPY_LAUNCH_S, COPY_SHARE
-from moesim.alltoall.linear import PER_PEER_S, START_S
+from moesim.alltoall.linear import PER_PEER_S, START_S, nic_share
 from moesim.alltoall.ports import BAND, busiest
 from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
@@ -37,7 +37,10 @@ def leader(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> 
     touched = (to_leader["node"] + from_leader["node"]) * 2 * traffic.token_bytes
     transform_peak_s = touched / cluster.gpu.memory_bytes_per_s
     transform_s = 2 * COPY_LAUNCH_S + transform_peak_s / COPY_SHARE
-    moved = busiest(cluster, 1, {kind: each * traffic.token_bytes for kind, each in between.items()})
+    moved = busiest(
+        cluster, 1, {kind: each * traffic.token_bytes for kind, each in between.items()},
+        {"nic": nic_share(cluster, group.nodes - 1)},
+    )  # fmt: skip
     exchange_s = START_S + PER_PEER_S * (group.nodes - 1) + moved.seconds
     phases = {"memory": transform_s, cluster.scale_up.kind: gather_s + scatter_s, moved.waits_for: exchange_s}
     return cost(

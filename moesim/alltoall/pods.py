@@ -18,7 +18,7 @@ and the slowest counts. As in Tutel's 2dh (hierarchical), whose a_k, a_n and B_m
 import numpy as np
 
 from moesim.alltoall.hierarchical import INTER_START_S, stride_copies, to_rails
-from moesim.alltoall.linear import PER_PEER_S
+from moesim.alltoall.linear import PER_PEER_S, nic_share
 from moesim.alltoall.ports import BAND, busiest
 from moesim.alltoall.posts import sharing
 from moesim.alltoall.traffic import Traffic, remembered
@@ -35,12 +35,15 @@ def pods(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Co
     """Seconds of the six phases, each by its busiest link."""
     copies_s, peak_copies_s = stride_copies(cluster, traffic)
     intra = to_rails(cluster, group, traffic)
+    peers = (cluster.fabric.leaf_nodes, group.nodes // cluster.fabric.leaf_nodes)
     near, far = (
-        busiest(cluster, 1, {kind: each * traffic.token_bytes for kind, each in copies.items()})
-        for copies in pod_links(cluster, group, traffic)
-    )
-    near_s = start_s(cluster, group, cluster.fabric.leaf_nodes) + near.seconds
-    far_s = start_s(cluster, group, pods_of(cluster, group)) + far.seconds
+        busiest(
+            cluster, 1, {kind: each * traffic.token_bytes for kind, each in copies.items()},
+            {"nic": nic_share(cluster, count - 1)},
+        )
+        for copies, count in zip(pod_links(cluster, group, traffic), peers, strict=True)
+    )  # fmt: skip
+    near_s, far_s = start_s(cluster, group, peers[0]) + near.seconds, start_s(cluster, group, peers[1]) + far.seconds
     phases = {"memory": 3 * copies_s, cluster.scale_up.kind: intra.seconds, "nic": near_s}
     phases[far.waits_for] = np.maximum(phases.get(far.waits_for, 0.0), far_s)
     return cost(
@@ -52,11 +55,6 @@ def pods(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Co
         f"3dh {direction} model (2dh over pods of {cluster.fabric.leaf_nodes} nodes), {INTER_START_S / US:.0f} us a "
         f"network phase assumed; {intra.source}; nic: {nic(cluster).source}",
     )
-
-
-def pods_of(cluster: Cluster, group: Group) -> int:
-    """Pods that the group fills."""
-    return group.nodes // cluster.fabric.leaf_nodes
 
 
 def start_s(cluster: Cluster, group: Group, peers: int) -> float:
