@@ -1,93 +1,184 @@
 """DeepEP: a token goes once to each node that has one of its experts, on its own rail, and by NVLink from there.
 
-    normal         seconds = a + max(NIC load / B_n, NVLink load / B_v), NIC x 1.25 between two nodes
-    low latency    seconds = a + max(NIC load / B_n, NVLink load / B_v), one message for each token and expert
+    seconds = start + joined(SM load, NVLink load / B_v, NIC load / B_n),    joined(x) = (sum of x^8)^(1/8)
 
-T tokens a rank, r_n and r_d the shares of them that reach node n and rank d (reach), N nodes of G ranks:
+Near-equal loads wait for one another: joined is up to 9 % above the largest of two. T tokens a rank of b bytes, s SMs:
 
-    NIC      out  T sum of r_n over the other nodes        in   T (N - 1) r_n
-    NVLink   out  T N sum of r_d over the node's others    in   T N (G - 1) r_d
+    normal        start    a + a_n between nodes + b (first chunk + pipe T / (T + 512)): the pipe fills with chunks
+                  SM load  copies of the busiest rank, its own among them, x (copy time + b / SM bandwidth) / s
+    low latency   start    a + experts x e + between nodes (a_n + f (N-1)/N): every expert's tokens are counted
+                  SM load  (T x token time + T k b / SM bandwidth) / s; one message for each token and expert
+                  s        one SM for ceil(experts / SMs) experts: eight experts keep eight SMs busy
 
-Constants are fits to DeepEP V1 on H100 and H200 (aiconfigurator-core 0.12.0, DeepEP tests; DeepEP README
-2025-06): normal a = 28 and 50 us, 304 and 300 GB/s of NVLink from 20 SMs on, rms 8 and 5 %; low latency a = 14.7
-and 11.3 us in a node, 26 us across, 249 and 209 GB/s, rms 2 to 5 %. The NIC reaches 45 GB/s in normal mode, all
-of its 48 in low latency. As shares of the cluster's links they carry over to others. On all shapes of that table
-(hidden 2048 to 7168, 1 to 8 nodes): rms 11 to 22 % normal; low latency 2 to 10 %, but dispatch in one node 35 %.
+The loads of links are reach's (normal: a token crosses once) and the network's (low latency: once for each expert).
+Constants: libraries, from the table of the kernel's release.
 """
 
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from moesim.alltoall.libraries import Kernel, band, find
 from moesim.alltoall.ports import link_copies
-from moesim.alltoall.reach import distinct_copies
+from moesim.alltoall.reach import distinct_copies, limited, reached
 from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
 from moesim.cost import BASIS, ESTIMATED, Cost, FloatArray, cost
 from moesim.errors import MoesimError
-from moesim.units import US
 
-TWO_NODES: Final = 1.25  # one peer on each rail: 20 % slower than four nodes and more predict
-NORMAL_NIC: Final = 45.0 / 48.0
-MEASURED: Final = ("H100", "H200", "H800")
+SHARPNESS: Final = 8.0  # of the joined maximum
+PIPE_TOKENS: Final = 512.0  # half of the pipe is full
 
 
-class Mode(NamedTuple):
-    """Start, in a node and across, shares of the achieved NVLink and NIC bandwidth, the band; two nodes alone."""
+class Work(NamedTuple):
+    """One exchange as its kernel sees it; arrays of one shape ``[...]``."""
 
-    start_s: float
-    across_s: float
-    nvlink: float
-    nic: float
-    band: float
-    two_nodes: float = 1.0  # NIC times between two nodes, over what more nodes predict
-
-
-NORMAL: Final = {
-    "dispatch": Mode(28 * US, 28 * US, 304 / 320, NORMAL_NIC, 0.36, TWO_NODES),
-    "combine": Mode(50 * US, 50 * US, 300 / 320, NORMAL_NIC, 0.36, TWO_NODES),
-}
-LOW_LATENCY: Final = {
-    "dispatch": Mode(14.7 * US, 26 * US, 249 / 320, 1.0, 0.40),
-    "combine": Mode(11.3 * US, 26 * US, 209 / 320, 1.0, 0.20),
-}
+    tokens: FloatArray  # of a rank
+    token_bytes: FloatArray
+    handled: FloatArray  # copies that the SMs of the busiest rank touch
+    nodes: FloatArray
+    experts: FloatArray
+    sms: FloatArray  # that move them
+    up_s: FloatArray  # busiest NVLink port, at what NCCL gets out of it
+    nic_s: FloatArray  # busiest NIC, or leaf's way up
 
 
-def normal(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
-    """Seconds by the busiest port; each token crosses a link once."""
-    if traffic.share is None:
-        raise MoesimError("deepep: the traffic does not say how popular its experts are: give share[..., expert]")
-    loads = remembered(traffic, ("deepep", cluster, group), lambda: distinct_copies(cluster, group, traffic))
-    return _seconds(cluster, group, traffic, loads, NORMAL[direction], f"DeepEP normal {direction}")
+def normal(cluster: Cluster, group: Group, traffic: Traffic, direction: str, library: str = "deepep") -> Cost:
+    """Each token crosses a link once."""
+    kernel, own = find(library, "normal", direction, cluster)
+    return priced(cluster, group, traffic, kernel, own)
 
 
-def low_latency(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
-    """Seconds by the busiest port; a token crosses a link for each of its experts there."""
-    loads = link_copies(cluster, group, traffic, "direct").copies
-    return _seconds(cluster, group, traffic, loads, LOW_LATENCY[direction], f"DeepEP low latency {direction}")
+def low_latency(cluster: Cluster, group: Group, traffic: Traffic, direction: str, library: str = "deepep") -> Cost:
+    """A token crosses a link for each of its experts there."""
+    kernel, own = find(library, "low_latency", direction, cluster)
+    return priced(cluster, group, traffic, kernel, own)
 
 
-def _seconds(
-    cluster: Cluster, group: Group, traffic: Traffic, copies: dict[str, FloatArray], mode: Mode, name: str
-) -> Cost:
-    up = cluster.scale_up
-    inside = copies["up"] * traffic.token_bytes
-    outside = np.maximum(copies.get("nic", 0.0), copies.get("uplink", 0.0)) * traffic.token_bytes
-    up_s, start_s = inside / (up.bandwidth_bytes_per_s * mode.nvlink), mode.start_s
-    out_s, peak_out_s = np.zeros_like(up_s), np.zeros_like(up_s)
-    if group.nodes > 1:
-        out = nic(cluster)
-        slower = mode.two_nodes if group.nodes == 2 else 1.0
-        out_s, start_s = slower * outside / (out.bandwidth_bytes_per_s * mode.nic), mode.across_s
-        peak_out_s = outside / out.peak_bytes_per_s
-    moving_s = np.maximum(up_s, out_s)
-    waits = "nic" if np.mean(out_s) > np.mean(up_s) else up.kind
+def priced(cluster: Cluster, group: Group, traffic: Traffic, kernel: Kernel, own: bool, busy_sms: int = 0) -> Cost:
+    """Cost by one line of the table, on ``busy_sms`` SMs or as many as the line says."""
+    work, copies = WORK[kernel.mechanism](cluster, group, traffic, busy_sms or kernel.sms)
+    start_s, parts_s = START[kernel.mechanism](kernel, work), moving(kernel, work)
+    moving_s = joined(parts_s)
+    slowest = max(parts_s, key=lambda name: float(np.mean(parts_s[name])))
     return cost(
         start_s + moving_s,
-        mode.band,
-        np.maximum(inside / up.peak_bytes_per_s, peak_out_s),
-        waits if np.mean(moving_s) > start_s else "launch",
-        BASIS["published"] if cluster.gpu.name in MEASURED else ESTIMATED,
-        f"{name} model, fitted to DeepEP V1 on H100 (aiconfigurator-core 0.12.0, DeepEP README); {up.source}",
+        band(kernel, own),
+        _peak_s(cluster, copies, traffic.token_bytes),
+        {"up": cluster.scale_up.kind, "sms": "compute"}.get(slowest, slowest)
+        if np.mean(moving_s) > np.mean(start_s) else "launch",
+        BASIS[kernel.basis] if own else ESTIMATED,
+        f"{kernel.library} {kernel.release} {kernel.mechanism} {kernel.direction}, model with constants of "
+        f"{kernel.gpus[0]}: {kernel.source}; {cluster.scale_up.source}",
+    )  # fmt: skip
+
+
+def seconds(kernel: Kernel, work: Work) -> FloatArray:
+    """The whole equation."""
+    return START[kernel.mechanism](kernel, work) + joined(moving(kernel, work))
+
+
+def moving(kernel: Kernel, work: Work) -> dict[str, FloatArray]:
+    """Seconds that SMs, NVLink and NIC each need."""
+    sm_bytes_per_s = np.where(work.nodes > 1, kernel.across_sm_bytes_per_s, kernel.sm_bytes_per_s)
+    copies_s = work.handled * (kernel.copy_s + work.token_bytes / sm_bytes_per_s)
+    return {
+        "sms": (work.tokens * kernel.token_s + copies_s) / work.sms,
+        "up": work.up_s / kernel.up_share,
+        "nic": work.nic_s / kernel.nic_share,
+    }
+
+
+def joined(parts_s: dict[str, FloatArray]) -> FloatArray:
+    """A maximum without a corner."""
+    parts = np.stack(np.broadcast_arrays(*parts_s.values()))
+    most = np.maximum(parts.max(axis=0), 1e-300)
+    return np.asarray(most * ((parts / most) ** SHARPNESS).sum(axis=0) ** (1.0 / SHARPNESS))
+
+
+def normal_start(kernel: Kernel, work: Work) -> FloatArray:
+    """Launch, first chunk and pipe."""
+    far = work.nodes > 1
+    pipe_s = np.where(far, kernel.across_pipe_s, kernel.pipe_s) * work.tokens / (work.tokens + PIPE_TOKENS)
+    return np.asarray(kernel.start_s + far * kernel.across_s + work.token_bytes * (kernel.first_s + pipe_s))
+
+
+def low_latency_start(kernel: Kernel, work: Work) -> FloatArray:
+    """Launch, a flag for each expert, the way to other nodes."""
+    across_s = (work.nodes > 1) * kernel.across_s + kernel.far_s * (work.nodes - 1) / work.nodes
+    return np.asarray(kernel.start_s + kernel.expert_s * work.experts + across_s)
+
+
+START: Final = {"normal": normal_start, "by_node": normal_start, "low_latency": low_latency_start}
+
+
+def normal_work(cluster: Cluster, group: Group, traffic: Traffic, busy_sms: int) -> tuple[Work, dict[str, FloatArray]]:
+    """Copies that links carry, and that SMs touch."""
+    _check(traffic)
+    copies = remembered(traffic, ("deepep", cluster, group), lambda: distinct_copies(cluster, group, traffic))
+    handled = remembered(traffic, ("handled", group.size), lambda: handled_copies(traffic, group.size))
+    return _work(cluster, group, traffic, copies, handled, float(busy_sms)), copies
+
+
+def by_node_work(cluster: Cluster, group: Group, traffic: Traffic, busy_sms: int) -> tuple[Work, dict[str, FloatArray]]:
+    """The same route; SMs touch a copy once for each node (hybrid_ep)."""
+    found, copies = normal_work(cluster, group, traffic, busy_sms)
+    handled = remembered(traffic, ("handled", group.nodes), lambda: handled_copies(traffic, group.nodes))
+    return found._replace(handled=handled / traffic.chunks), copies
+
+
+def low_latency_work(
+    cluster: Cluster, group: Group, traffic: Traffic, busy_sms: int
+) -> tuple[Work, dict[str, FloatArray]]:
+    """Copies that links carry; SMs share the experts out, each at least one."""
+    experts = _check(traffic)
+    copies = link_copies(cluster, group, traffic, "direct").copies
+    blocks = np.ceil(experts / np.ceil(experts / cluster.gpu.sms))
+    return _work(cluster, group, traffic, copies, np.asarray(traffic.tokens * traffic.top_k), blocks), copies
+
+
+WORK: Final = {"normal": normal_work, "by_node": by_node_work, "low_latency": low_latency_work}
+
+
+def handled_copies(traffic: Traffic, parts: int) -> FloatArray:
+    """``[...]`` copies that the busiest of ``parts`` sends or receives, those to itself among them."""
+    assert traffic.share is not None
+    limit = limited(traffic.share.shape[-1], parts, traffic.top_k, *traffic.groups)
+    by_part = reached(traffic.share, parts, traffic.top_k) * limit * traffic.tokens
+    return np.asarray(np.maximum(by_part.sum(axis=-1), parts * by_part.max(axis=-1)))
+
+
+def _check(traffic: Traffic) -> int:
+    """How many experts there are."""
+    if traffic.share is None:
+        raise MoesimError("deepep: the traffic does not say how popular its experts are: give share[..., expert]")
+    return int(traffic.share.shape[-1])
+
+
+def _work(
+    cluster: Cluster, group: Group, traffic: Traffic, copies: dict[str, FloatArray], handled: FloatArray, busy: float
+) -> Work:
+    """A part of every row stands for as large a part of the rows: ``chunks`` of whole rows, one after another."""
+    out_s = 0.0 if group.nodes == 1 else _far_copies(copies) / nic(cluster).bandwidth_bytes_per_s
+    return Work(
+        tokens=np.asarray(traffic.tokens / traffic.chunks),
+        token_bytes=np.asarray(traffic.token_bytes * traffic.chunks),
+        handled=handled / traffic.chunks,
+        nodes=np.asarray(float(group.nodes)),
+        experts=np.asarray(float(_check(traffic))),
+        sms=np.asarray(busy),
+        up_s=copies["up"] * traffic.token_bytes / cluster.scale_up.bandwidth_bytes_per_s,
+        nic_s=np.asarray(out_s * traffic.token_bytes),
     )
+
+
+def _far_copies(copies: dict[str, FloatArray]) -> FloatArray:
+    return np.maximum(copies["nic"], copies.get("uplink", 0.0))
+
+
+def _peak_s(cluster: Cluster, copies: dict[str, FloatArray], token_bytes: float) -> FloatArray:
+    up_s = copies["up"] * token_bytes / cluster.scale_up.peak_bytes_per_s
+    if "nic" not in copies:
+        return up_s
+    return np.maximum(up_s, copies["nic"] * token_bytes / nic(cluster).peak_bytes_per_s)

@@ -24,6 +24,7 @@ class Traffic:
     token_bytes             bytes of one copy: hidden x dtype, scales included
     share[..., expert]      popularity of each expert, in the order of their ranks; it sums to one
     top_k, groups           experts of a token; groups of experts, and how many of them a token may use
+    chunks                  token_bytes is one of so many parts of a row: it stands for whole rows of fewer tokens
     """
 
     pairs: Pairs
@@ -32,6 +33,7 @@ class Traffic:
     share: FloatArray | None = None
     top_k: int = 1
     groups: tuple[int, int] = (1, 1)
+    chunks: int = 1
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # loads that follow from copies alone
 
     def __post_init__(self) -> None:
@@ -60,16 +62,17 @@ def sent_and_received(traffic: Traffic) -> tuple[FloatArray, FloatArray]:
 
 def turned(traffic: Traffic) -> Traffic:
     """The way home: source and destination exchanged."""
-    return resized(remembered(traffic, "turned", lambda: _transposed(traffic)), traffic.token_bytes)
+    found = remembered(traffic, "turned", lambda: _transposed(traffic))
+    return resized(found, traffic.token_bytes, traffic.chunks)
 
 
 def _transposed(traffic: Traffic) -> Traffic:
     return replace(traffic, pairs=traffic.pairs.turned(), memo={})
 
 
-def resized(traffic: Traffic, token_bytes: float) -> Traffic:
+def resized(traffic: Traffic, token_bytes: float, chunks: int = 1) -> Traffic:
     """The same copies with other bytes: what was found out about their loads stays known."""
-    return replace(traffic, token_bytes=token_bytes)
+    return replace(traffic, token_bytes=token_bytes, chunks=chunks)
 
 
 def remembered(traffic: Traffic, key: Any, find: Callable[[], Found]) -> Found:

@@ -151,7 +151,7 @@ def exchange(
 ) -> Price:
     """One chunk of dispatch or combine: every GPU of an expert-TP group moves its share of the copies."""
     share = row_bytes / (chunks * spread.etp)  # a part of every row is as long as every row of a part
-    traffic = resized(_traffic(scenario, spread), share * scenario.model.hidden)
+    traffic = resized(_traffic(scenario, spread), share * scenario.model.hidden, chunks)
     return price("all-to-all", all_to_all(scenario.cluster, group, traffic, algorithm, direction))
 
 

@@ -1,6 +1,6 @@
 """Predicted against measured, group by group.
 
-    GROUPS     kernels, collectives, training, serving, live: judge(folder or None) -> one line per measured figure
+    GROUPS     kernels, collectives, network, training, serving, live: judge(folder or None) -> a line per figure
     figures    tables of measured figures, and the presets they mean
     summary    how wrong, how often inside the band, and the goals
 
@@ -33,16 +33,26 @@ def _judge(part: str) -> Judge:
 
 
 GROUPS: Final[dict[str, Judge]] = {
-    part: _judge(part) for part in ("kernels", "collectives", "training", "serving", "live")
+    part: _judge(part) for part in ("kernels", "collectives", "network", "training", "serving", "live")
 }
-DEFAULT: Final = ("kernels", "collectives", "training", "serving")  # live runs a layer: only where it is asked for
+DEFAULT: Final = (
+    "kernels",
+    "collectives",
+    "network",
+    "training",
+    "serving",
+)  # live runs a layer: only where it is asked for
 TABLES: Final = {
     "kernels": ("kernel_moe_*.csv", "kernel_gemm_*.csv", "kernel_attention_*.csv"),
     "collectives": ("comm_nccl_intranode_aic.csv",),
+    "network": (
+        "comm_deepep_aic.csv", "comm_ep_published.csv", "comm_trtllm_alltoall_gb200_aic.csv", "comm_nccl_published.csv",
+        "comm_vidur.csv",
+    ),
     "training": ("e2e_training_*.csv",),
     "serving": ("e2e_serving_silicon.csv", "e2e_serving_published.csv"),
     "live": (),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)

@@ -24,6 +24,7 @@ TARGETS: Final[dict[str, dict[str, float]]] = {
     "kernels": {"mean": 0.05, "p90": 0.12, "inside": 0.90},
     "live": {"median": 0.05, "p90": 0.12, "inside": 0.90},
     "collectives": {"rms": 0.05, "inside": 0.90},
+    "network": {"rms": 0.05, "inside": 0.90},
     "training": {"median": 0.10, "tau": 0.7, "inside": 0.90},
     "serving": {"median": 0.10, "inside": 0.90},
     "deepseek-v3 decode on H800 (estimated)": {"median": 0.07, "inside": 0.90},
