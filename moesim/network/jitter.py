@@ -1,9 +1,10 @@
 """How late the last of many ranks is, when each is late by a normal delay of its own.
 
-    E[latest of R]  =  s Phi^-1((R - 0.375) / (R + 0.25))        Blom 1958; +2.34 s at 64 ranks, +3.24 s at 1,024
+    E[latest of R]  =  s Phi^-1((R - 0.375) / (R + 0.25))        Blom 1958: 2.34 s at 64 ranks, 3.23 s at 1,024
     latest of m     =  s Phi^-1(U^(1/m)),  U uniform             one draw for a class of m ranks, not one for each
 
 A barrier waits for the latest rank. Phi is the normal distribution, s the deviation of one rank; the mean is zero.
+Blom's figures are 0.3 to 0.4 % below the exact means there.
 """
 
 from statistics import NormalDist
