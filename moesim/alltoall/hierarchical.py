@@ -25,7 +25,9 @@ from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
 from moesim.cost import ESTIMATED, Cost, FloatArray, cost
-from moesim.network import inside_loads, leaf_of, longest
+from moesim.network import Pairs, contention, inside_loads, leaf_of, longest
+from moesim.network.contention import traffic as one_traffic
+from moesim.network.pairs import IntArray
 from moesim.units import US
 
 COPY_LAUNCH_S: Final = 4 * US
@@ -103,5 +105,16 @@ def _rails(cluster: Cluster, group: Group, traffic: Traffic) -> Loaded:
     along = traffic.pairs.along_rails(group.per_node)
     (out, into), (up, down) = along.totals(), along.climbing(1, leaf_of(cluster, one_rail))
     by_rail = longest(cluster, one_rail, {"nic_out": out, "nic_in": into, "leaf_up": up, "leaf_down": down})
+    slowest = np.maximum(by_rail["nic"], by_rail["uplink"]).argmax(axis=-1)
     copies = {kind: each.max(axis=-1) for kind, each in by_rail.items()}
-    return Loaded(copies, np.ones(traffic.pairs.shape))
+    return Loaded(copies, _slower(cluster, one_rail, along, slowest))
+
+
+def _slower(cluster: Cluster, one_rail: Group, along: Pairs, slowest: IntArray) -> FloatArray:
+    """By how much sharing the leaves' ways up makes the slowest rail slower than its busiest link."""
+    found = np.ones(slowest.shape)
+    if cluster.fabric.between == "tree":
+        for index in np.ndindex(slowest.shape):
+            rail = one_traffic(along, (*index, int(slowest[index])))
+            found[index] = contention(cluster, one_rail, rail, "direct")
+    return found
