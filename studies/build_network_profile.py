@@ -68,8 +68,10 @@ class Line(NamedTuple):
 
 
 AIC = "aiconfigurator-core 0.12.0 (DeepEP tests)"
+HYBRID = "DeepEP branch hybrid-ep docs @94a9f8f"
 TRT = "aiconfigurator-core 0.12.0 (TRT-LLM MoE all-to-all)"
-SHAPES = "start_us first_ns pipe_ns copy_ns sm_gb_s up_gb_s"
+SM = "start_us first_ns pipe_ns copy_ns sm_gb_s"
+SHAPES = f"{SM} up_gb_s"
 ACROSS = "across_us across_pipe_ns across_sm_gb_s"
 V1 = ("deepep", "V1", "normal H100 H200")
 V1_LL = ("deepep", "V1", "low_latency H100")
@@ -78,8 +80,8 @@ V2_B200 = ("deepep_v2", "b306af0", "normal B200")
 FITS = (
     Fit(V1, 20, f"{SHAPES} {ACROSS}", f"{SHAPES} {ACROSS}", "H100: every second number of tokens on one node and on "
         "two; NIC as in low latency", AIC, stated="nic_gb_s=48"),
-    Fit(("deepep", "V1", "normal B300"), 24, SHAPES, SHAPES, "B300: every second number of tokens on one node; "
-        "between nodes as H100", AIC, V1),
+    Fit(("deepep", "V1", "normal B300"), 24, SM, SM, "B300: every second number of tokens on one node; NVLink as "
+        "NCCL, between nodes as H100", AIC, V1, "up_gb_s=563"),
     Fit(("deepep", "V1 2025-06", "normal H800"), 24, "up_gb_s nic_gb_s", "=up_gb_s =nic_gb_s",
         "dispatch of 8, 32 and 64 ranks; the rest as H100", "DeepEP README 2025-06", V1),
     Fit(("deepep", "V1 2025-02", "normal H800"), 24, "up_gb_s nic_gb_s", "=up_gb_s =nic_gb_s",
@@ -103,11 +105,11 @@ FITS = (
     Fit(V2_B200, 24, "sm_gb_s up_gb_s nic_gb_s", "=sm_gb_s =up_gb_s =nic_gb_s", "dispatch; start as V1 on B300",
         "DeepEP README @b306af0", ("deepep", "V1", "normal B300"), "across_sm_gb_s=0 copy_ns=0"),
     Fit(("hybrid_ep", "94a9f8f", "by_node H100"), 16, "copy_ns across_sm_gb_s up_gb_s nic_gb_s",
-        "=copy_ns =across_sm_gb_s =up_gb_s =nic_gb_s", "dispatch of the kernel alone",
-        "DeepEP branch hybrid-ep docs @94a9f8f"),
+        "=copy_ns =across_sm_gb_s =up_gb_s =nic_gb_s", "dispatch of the kernel alone; start assumed as DeepEP V1",
+        HYBRID, V1, "pipe_ns=0 across_pipe_ns=0"),
     Fit(("hybrid_ep", "94a9f8f", "by_node B200"), 16, "copy_ns sm_gb_s", "=copy_ns =sm_gb_s", "dispatch of the kernel "
-        "alone; NVLink as DeepEP V2, NIC as H100", "DeepEP branch hybrid-ep docs @94a9f8f", V2_B200,
-        "start_us=0 first_ns=0 pipe_ns=0 across_pipe_ns=0 across_us=0"),
+        "alone; start and NVLink as DeepEP V2, NIC as H100", HYBRID, V2_B200, "pipe_ns=0 across_pipe_ns=0 "
+        "across_sm_gb_s=22.7 nic_gb_s=42.3"),
     Fit(("uccl", "da914a2", "normal H200"), 24, "nic_gb_s", "=nic_gb_s", "dispatch of 8, 24 and 32 ranks over EFA; the "
         "rest as DeepEP V1", "uccl-project/uccl ep/README @da914a2", V1),
     Fit(("uccl", "da914a2", "low_latency H200"), 0, "nic_gb_s", "=nic_gb_s", "dispatch of 24 and 32 ranks over EFA; "

@@ -22,6 +22,8 @@ leader          through one GPU of the node (HetuMoE)
 rails           "rail": 2dh without its copies (SE-MoE)
 gather_scatter  "ag_rs": everybody gets every token, outputs are summed on the way back
 deepep          "deepep" and "deepep_ll": one copy for each node or expert (DeepEP normal, low latency)
+hybrid_ep       "hybrid_ep": the same way with fewer SMs (DeepEP, branch hybrid-ep)
+libraries       constants of communication kernels, with where they come from
 tiles           tile by tile from inside the kernel (FlashMoE)
 torus           dimension after dimension (TPU)
 ports           seconds of the bytes on the busiest link of each kind
@@ -35,10 +37,11 @@ from typing import Final, Literal
 import numpy as np
 
 from moesim.alltoall.bruck import bruck
-from moesim.alltoall.carried import CARRIED
+from moesim.alltoall.carried import CARRIED, SLOWER
 from moesim.alltoall.deepep import low_latency, normal
 from moesim.alltoall.gather_scatter import gather_scatter
 from moesim.alltoall.hierarchical import hierarchical
+from moesim.alltoall.hybrid_ep import hybrid
 from moesim.alltoall.leader import leader
 from moesim.alltoall.linear import linear
 from moesim.alltoall.needs import reason
@@ -55,15 +58,21 @@ from moesim.errors import MoesimError, choice
 
 __all__ = [
     "ALGORITHMS", "FUSED", "REAL_ROWS", "Direction", "Traffic", "all_to_all", "busiest_bytes", "copies_by_rank",
-    "resized", "sent_and_received", "unsupported",
+    "resized", "sent_and_received", "slower", "unsupported",
 ]  # fmt: skip
 
 Direction = Literal["dispatch", "combine"]
 ALGORITHMS: Final = {
     "linear": linear, "pairwise": pairwise, "bruck": bruck, "2dh": hierarchical, "3dh": pods, "leader": leader,
-    "rail": rail, "ag_rs": gather_scatter, "deepep": normal, "deepep_ll": low_latency, "tiles": tiles, "torus": torus,
+    "rail": rail, "ag_rs": gather_scatter, "deepep": normal, "deepep_ll": low_latency, "hybrid_ep": hybrid,
+    "tiles": tiles, "torus": torus,
 }  # fmt: skip
-REAL_ROWS: Final = ("deepep", "deepep_ll", "tiles")  # send what the routing sends; the others pad to a capacity
+REAL_ROWS: Final = (
+    "deepep",
+    "deepep_ll",
+    "hybrid_ep",
+    "tiles",
+)  # send what the routing sends; the others pad to a capacity
 FUSED: Final = ("tiles",)  # inside a kernel that computes the experts too: no choice for a layer made of kernels
 
 
@@ -90,6 +99,15 @@ def busiest_bytes(
     copies = CARRIED[algorithm](cluster, group, traffic if direction == "dispatch" else turned(traffic))
     named = {cluster.scale_up.kind if kind == "up" else kind: each for kind, each in copies.items()}
     return {kind: each * traffic.token_bytes for kind, each in named.items()}
+
+
+def slower(
+    cluster: Cluster, group: Group, traffic: Traffic, algorithm: str, direction: Direction = "dispatch"
+) -> FloatArray:
+    """``[...]`` by how much links that wait for one another make the exchange slower than its busiest link: 1 is none."""
+    if algorithm not in SLOWER or group.size == 1:
+        return np.ones(traffic.pairs.shape)
+    return SLOWER[algorithm](cluster, group, traffic if direction == "dispatch" else turned(traffic))
 
 
 def unsupported(cluster: Cluster, group: Group, algorithm: str) -> str | None:

@@ -22,6 +22,7 @@ from moesim.network import Route
 
 Copies = dict[str, FloatArray]
 Carry = Callable[[Cluster, Group, Traffic], Copies]
+Slower = Callable[[Cluster, Group, Traffic], FloatArray]
 
 
 def _over(route: Route) -> Carry:
@@ -57,8 +58,21 @@ def _everything(_: Cluster, group: Group, traffic: Traffic) -> Copies:
     return found | {"nic": tokens * (group.nodes - 1)} if group.nodes > 1 else found
 
 
+def _slower(route: Route) -> Slower:
+    return lambda cluster, group, traffic: link_copies(cluster, group, traffic, route).slower
+
+
+def _slower_rail(cluster: Cluster, group: Group, traffic: Traffic) -> FloatArray:
+    return rail_links(cluster, group, traffic).slower
+
+
 CARRIED: Final[dict[str, Carry]] = {
     "linear": _over("forwarded"), "pairwise": _over("forwarded"), "bruck": _blocks, "2dh": _along_rails,
     "3dh": _over_pods, "leader": _by_leaders, "rail": _along_rails, "ag_rs": _everything, "deepep": distinct_copies,
-    "deepep_ll": _over("direct"), "tiles": _over("direct"), "torus": _over("forwarded"),
+    "hybrid_ep": distinct_copies, "deepep_ll": _over("direct"), "tiles": _over("direct"), "torus": _over("forwarded"),
 }  # fmt: skip
+SLOWER: Final[dict[str, Slower]] = {
+    "linear": _slower("forwarded"), "deepep_ll": _slower("direct"), "tiles": _slower("direct"),
+    "2dh": _slower_rail, "rail": _slower_rail,
+}  # fmt: skip
+"""By how much links that wait for one another make it slower than its busiest; the others are priced without."""

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from moesim.alltoall.libraries import Kernel, band, find
+from moesim.alltoall.libraries import LIBRARIES, Kernel, band, find
 from moesim.alltoall.ports import link_copies
 from moesim.alltoall.reach import distinct_copies, limited, reached
 from moesim.alltoall.traffic import Traffic, remembered
@@ -44,15 +44,15 @@ class Work(NamedTuple):
     nic_s: FloatArray  # busiest NIC, or leaf's way up
 
 
-def normal(cluster: Cluster, group: Group, traffic: Traffic, direction: str, library: str = "deepep") -> Cost:
+def normal(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Each token crosses a link once."""
-    kernel, own = find(library, "normal", direction, cluster)
+    kernel, own = find(*LIBRARIES["deepep"], direction, cluster)
     return priced(cluster, group, traffic, kernel, own)
 
 
-def low_latency(cluster: Cluster, group: Group, traffic: Traffic, direction: str, library: str = "deepep") -> Cost:
+def low_latency(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """A token crosses a link for each of its experts there."""
-    kernel, own = find(library, "low_latency", direction, cluster)
+    kernel, own = find(*LIBRARIES["deepep_ll"], direction, cluster)
     return priced(cluster, group, traffic, kernel, own)
 
 

@@ -8,7 +8,7 @@ nodes the GPUs of a rail send to each other over the NIC. Source: DeepEP, branch
 """
 
 from moesim.alltoall.deepep import priced
-from moesim.alltoall.libraries import find
+from moesim.alltoall.libraries import LIBRARIES, find
 from moesim.alltoall.traffic import Traffic
 from moesim.cluster import Cluster, Group
 from moesim.cost import Cost
@@ -16,5 +16,5 @@ from moesim.cost import Cost
 
 def hybrid(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Each token crosses a link once; SMs count nodes."""
-    kernel, own = find("hybrid_ep", "by_node", direction, cluster)
+    kernel, own = find(*LIBRARIES["hybrid_ep"], direction, cluster)
     return priced(cluster, group, traffic, kernel, own)

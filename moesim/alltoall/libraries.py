@@ -18,13 +18,16 @@ from functools import lru_cache
 from typing import Final
 
 from moesim.cluster import Cluster
-from moesim.errors import MoesimError
+from moesim.errors import MoesimError, choice
 from moesim.profile import shipped_folder
 from moesim.units import GB, US
 
 NS: Final = 1e-9
 TABLE: Final = "libraries.csv"
 NIC_GB_S: Final = 48.0  # NCCL on the 400 Gb/s NICs that all lines but EFA's were measured on (cluster presets)
+LIBRARIES: Final = {
+    "deepep": ("deepep", "normal"), "deepep_ll": ("deepep", "low_latency"), "hybrid_ep": ("hybrid_ep", "by_node"),
+}  # fmt: skip
 CARRIED_BAND: Final = 0.40  # constants of another GPU
 
 
@@ -74,9 +77,11 @@ def find(library: str, mechanism: str, direction: str, cluster: Cluster, release
     return (own or twins)[0], bool(own)
 
 
-def sms(library: str, cluster: Cluster) -> int:
-    """SMs that the kernels of a library keep busy while bytes move; none where the NIC sends by itself."""
-    return find(library, "normal", "dispatch", cluster)[0].sms
+def sms(algorithm: str, cluster: Cluster) -> int:
+    """SMs that an algorithm's kernel keeps busy while bytes move; none where the NIC sends by itself."""
+    if algorithm not in LIBRARIES:
+        raise choice("library of", algorithm, list(LIBRARIES))
+    return find(*LIBRARIES[algorithm], "dispatch", cluster)[0].sms
 
 
 def band(kernel: Kernel, own: bool) -> float:

@@ -97,6 +97,7 @@ NEEDS: Final[dict[str, tuple[Need, ...]]] = {
     "rail": _RAILS,
     "ag_rs": (_link_between_nodes, _inside("switch", "mesh", "host")),
     "deepep": _KERNELS,
+    "hybrid_ep": _KERNELS,
     "deepep_ll": (_deepep_gpu, *_DIRECT),
     "tiles": (_tile_gpu, *_DIRECT),
     "torus": (_inside("torus"),),
