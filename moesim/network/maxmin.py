@@ -22,6 +22,7 @@ from moesim.errors import MoesimError
 from moesim.network.pairs import IntArray
 
 TIE: Final = 1e-9  # levels that differ by less are equal
+_CRUMB: Final = 1e-12  # of its capacity is always left to a link's last flows, whatever rounding took
 INSTANT: Final = 1e-12  # ends that differ by less of a step are at once
 
 
@@ -96,7 +97,8 @@ class Moving:
         """``[flow]`` seconds until each would end at its present rate."""
         fresh = self.rows.level >= self._lowest
         kept, new = self.rows.where(~fresh), self.rows.where(fresh)
-        free = np.maximum(self._capacity - crossing(kept.path, kept.rate * kept.copies, self._capacity.size), 0.0)
+        used = crossing(kept.path, kept.rate * kept.copies, self._capacity.size)
+        free = np.maximum(self._capacity - used, _CRUMB * self._capacity)
         self.rows.level[fresh] = levels(new.path, new.copies * new.weight, free)
         self._lowest = np.inf
         return self.rows.left_bytes / self.rows.rate
@@ -157,7 +159,7 @@ def levels(path: IntArray, pull: FloatArray, capacity: FloatArray) -> FloatArray
         settled = np.any(tight & ~later[path], axis=1)
         found[index[settled]] = least[settled]
         done, taken = path[settled], pull[settled]
-        left = np.maximum(left - crossing(done, taken * least[settled], left.size), 0.0)
+        left = np.maximum(left - crossing(done, taken * least[settled], left.size), _CRUMB * capacity)
         sharing = sharing - crossing(done, taken, left.size)
         index, path, pull = index[~settled], path[~settled], pull[~settled]
     return found
