@@ -1,6 +1,7 @@
 """Which rank holds which expert: load[..., expert] -> owner[..., expert], equally many experts a rank.
 
-A placement is a function of the expected load and the number of ranks; ``PLACEMENTS`` names them.
+A placement is a function of the expected load and the number of ranks; ``PLACEMENTS`` names them. ``replicated`` gives
+popular experts further slots, which are placed like experts of their own.
 """
 
 from collections.abc import Callable
@@ -51,6 +52,28 @@ PLACEMENTS: Final[dict[str, Callable[[FloatArray, int], IntArray]]] = {
     "contiguous": contiguous,
     "balanced": balanced,
 }
+
+
+def replicated(shares: FloatArray, slots: int) -> IntArray:
+    """``shares[..., expert]`` -> the expert that each of ``slots`` holds, ``[..., slot]``.
+
+    The first slots hold the experts themselves; each further one goes to the expert whose replicas have most to do, as
+    in EPLB (deepseek-ai/eplb, replicate_experts). Replicas share an expert's tokens evenly.
+    """
+    loads = np.atleast_2d(np.asarray(shares, dtype=np.float64))
+    layers, experts = loads.shape
+    if slots < experts:
+        raise MoesimError(f"{slots} slots for {experts} experts: give at least one slot an expert")
+    origin = np.empty((layers, slots), dtype=np.int64)
+    origin[:, :experts] = np.arange(experts)
+    each, replicas = loads.copy(), np.ones(loads.shape)
+    layer = np.arange(layers)
+    for slot in range(experts, slots):
+        heaviest = each.argmax(axis=-1)
+        origin[:, slot] = heaviest
+        replicas[layer, heaviest] += 1
+        each[layer, heaviest] = loads[layer, heaviest] / replicas[layer, heaviest]
+    return origin.reshape(*np.shape(shares)[:-1], slots)
 
 
 def by_rank(amount: NDArray[Number], owner: IntArray, ranks: int) -> NDArray[Number]:

@@ -104,7 +104,7 @@ def busiest_bytes(
 def slower(
     cluster: Cluster, group: Group, traffic: Traffic, algorithm: str, direction: Direction = "dispatch"
 ) -> FloatArray:
-    """``[...]`` by how much links that wait for one another make the exchange slower than its busiest link: 1 is none."""
+    """``[...]`` by how much links that wait for one another make it slower than its busiest link; 1 where none does."""
     if algorithm not in SLOWER or group.size == 1:
         return np.ones(traffic.pairs.shape)
     return SLOWER[algorithm](cluster, group, traffic if direction == "dispatch" else turned(traffic))

@@ -18,16 +18,14 @@ from typing import Final
 import numpy as np
 
 from moesim.alltoall.linear import PER_PEER_S, nic_share
-from moesim.alltoall.ports import BAND, Loaded, Moved, busiest, node_exchange
+from moesim.alltoall.ports import BAND, Loaded, Moved, busiest, link_copies, node_exchange
 from moesim.alltoall.posts import along_rail
-from moesim.alltoall.shifts import written
+from moesim.alltoall.shifts import by_nic, written
 from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
 from moesim.cost import ESTIMATED, Cost, FloatArray, cost
-from moesim.network import Pairs, contention, inside_loads, leaf_of, longest
-from moesim.network.contention import traffic as one_traffic
-from moesim.network.pairs import IntArray
+from moesim.network import inside_loads, leaf_of, longest
 from moesim.units import US
 
 COPY_LAUNCH_S: Final = 4 * US
@@ -73,7 +71,7 @@ def to_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Cost:
 
 
 def along_rails(cluster: Cluster, group: Group, traffic: Traffic) -> Moved:
-    """Between nodes, every rail for itself: the slowest rail."""
+    """Between nodes, every rank on its own rail."""
     found = rail_links(cluster, group, traffic)
     size_bytes = {kind: each * traffic.token_bytes for kind, each in found.copies.items()}
     moved = busiest(cluster, 1, size_bytes, {"nic": nic_share(cluster, along_rail(cluster, group))})
@@ -101,20 +99,15 @@ def _rail_ports(cluster: Cluster, group: Group, traffic: Traffic) -> dict[str, F
 
 
 def _rails(cluster: Cluster, group: Group, traffic: Traffic) -> Loaded:
-    one_rail = Group(size=group.nodes, per_node=1)
-    along = traffic.pairs.along_rails(group.per_node)
-    (out, into), (up, down) = along.totals(), along.climbing(1, leaf_of(cluster, one_rail))
-    by_rail = longest(cluster, one_rail, {"nic_out": out, "nic_in": into, "leaf_up": up, "leaf_down": down})
-    slowest = np.maximum(by_rail["nic"], by_rail["uplink"]).argmax(axis=-1)
-    copies = {kind: each.max(axis=-1) for kind, each in by_rail.items()}
-    return Loaded(copies, _slower(cluster, one_rail, along, slowest))
-
-
-def _slower(cluster: Cluster, one_rail: Group, along: Pairs, slowest: IntArray) -> FloatArray:
-    """By how much sharing the leaves' ways up makes the slowest rail slower than its busiest link."""
-    found = np.ones(slowest.shape)
-    if cluster.fabric.between == "tree":
-        for index in np.ndindex(slowest.shape):
-            rail = one_traffic(along, (*index, int(slowest[index])))
-            found[index] = contention(cluster, one_rail, rail, "direct")
-    return found
+    """What climbs and what arrives is that of the linear exchange, and so is what waits for one another there."""
+    along = traffic.pairs.along_rails(group.per_node)  # [..., rail] of nodes
+    leaf = leaf_of(cluster, Group(size=group.nodes, per_node=1))
+    loads = {
+        name: by_nic(cluster, group, np.swapaxes(side, -1, -2).reshape(*traffic.pairs.shape, group.size))
+        for name, side in zip(("nic_out", "nic_in"), along.totals(), strict=True)
+    }
+    if cluster.fabric.between != "tree":  # a rail has a leaf of its own
+        return Loaded(longest(cluster, group, loads), np.ones(traffic.pairs.shape))
+    up, down = (side.sum(axis=-2) for side in along.climbing(1, leaf))
+    slower = link_copies(cluster, group, traffic).slower
+    return Loaded(longest(cluster, group, loads | {"leaf_up": up, "leaf_down": down}), slower)

@@ -11,8 +11,8 @@
               + a_n + g x (N1 - 1) + pod load / B_n + a_n + g x (P - 1) + max(NIC, uplink load) / bandwidth
 
 The bytes that climb are those of 2dh, in messages N1 times as large and 1 / N1 as many: what it gains is g x (N - 1)
-- g x (N1 + P - 2), what it pays another start, another copy and the pod's exchange. Rails are priced each for itself,
-and the slowest counts. As in Tutel's 2dh (hierarchical), whose a_k, a_n and B_m are assumptions.
+- g x (N1 + P - 2), what it pays another start, another copy and the pod's exchange. Constants as in Tutel's 2dh
+(hierarchical), where a_k, a_n and B_m are assumptions.
 """
 
 import numpy as np
@@ -21,6 +21,7 @@ from moesim.alltoall.hierarchical import INTER_START_S, stride_copies, to_rails
 from moesim.alltoall.linear import PER_PEER_S, nic_share
 from moesim.alltoall.ports import BAND, busiest
 from moesim.alltoall.posts import sharing
+from moesim.alltoall.shifts import by_nic
 from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
@@ -68,18 +69,17 @@ def pod_links(cluster: Cluster, group: Group, traffic: Traffic) -> Loads:
 
 
 def _loads(cluster: Cluster, group: Group, traffic: Traffic) -> Loads:
-    places = cluster.fabric.leaf_nodes
-    one_rail = Group(size=group.nodes, per_node=1)
+    places, batch = cluster.fabric.leaf_nodes, traffic.pairs.shape
     rails = traffic.pairs.along_rails(group.per_node)  # [..., rail] of nodes
-    shape = (*traffic.pairs.shape, group.per_node)
-    near = {
-        name: side.reshape(*shape, group.nodes)  # [..., rail, pod, place] -> [..., rail, node]
-        for name, side in zip(("nic_out", "nic_in"), rails.to_rails(places).totals(), strict=True)
-    }
-    sides = [np.broadcast_to(side, (*shape, places, side.shape[-1])) for side in rails.along_rails(places).totals()]
-    far = {"leaf_up": sides[0].sum(axis=-2), "leaf_down": sides[1].sum(axis=-2)}
-    for name, side in zip(("nic_out", "nic_in"), sides, strict=True):
-        far[name] = np.swapaxes(side, -1, -2).reshape(*shape, group.nodes)
-    by_rail = (longest(cluster, one_rail, each) for each in (near, far))
-    inside, between = ({kind: each.max(axis=-1) for kind, each in found.items()} for found in by_rail)
-    return inside, between
+    whole = (*batch, group.per_node, group.nodes // places, places)  # [..., rail, pod, place]
+    near = [side.reshape(whole) for side in rails.to_rails(places).totals()]
+    far = [np.broadcast_to(np.swapaxes(side, -1, -2), whole) for side in rails.along_rails(places).totals()]
+    links = [
+        {
+            name: by_nic(cluster, group, np.moveaxis(side, -3, -1).reshape(*batch, group.size))
+            for name, side in zip(("nic_out", "nic_in"), sides, strict=True)
+        }
+        for sides in (near, far)
+    ]
+    links[1] |= {name: side.sum(axis=(-3, -1)) for name, side in zip(("leaf_up", "leaf_down"), far, strict=True)}
+    return longest(cluster, group, links[0]), longest(cluster, group, links[1])

@@ -51,10 +51,15 @@ def step_waits(cluster: Cluster, group: Group, sent: FloatArray, shifts: IntArra
         leaf = leaf_of(cluster, group)
         up, down = (leaf[target] != leaf) & crosses, (leaf[source] != leaf) & arrives
         found = {"leaf_up": grouped(sent * up, leaf, -1), "leaf_down": grouped(got * down, leaf, -1)}
-    nics = nic_of(cluster, group.per_node)
-    port = node * (int(nics.max()) + 1) + nics[local]
-    found |= {"nic_out": grouped(leaving, port, -1), "nic_in": grouped(far_in, port, -1)}
+    found |= {"nic_out": by_nic(cluster, group, leaving), "nic_in": by_nic(cluster, group, far_in)}
     return longest(cluster, group, found | inside_loads(cluster, group, near_out, near_in))
+
+
+def by_nic(cluster: Cluster, group: Group, by_rank: FloatArray) -> FloatArray:
+    """``[..., rank]`` -> ``[..., node and NIC]``, as the network's families count them."""
+    nics = nic_of(cluster, group.per_node)
+    port = np.arange(group.nodes)[:, None] * (int(nics.max()) + 1) + nics
+    return grouped(by_rank, port.reshape(-1), -1)
 
 
 def written(pairs: Pairs) -> FloatArray:

@@ -1,16 +1,16 @@
-"""``moesim cost all-to-all``: dispatch or combine of one layer, mean over seeded draws of the routing."""
+"""``moesim cost all-to-all``: dispatch or combine of one layer, mean over draws of the routing, or expected."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from moesim.alltoall import ALGORITHMS, Traffic, all_to_all, copies_by_rank, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, REAL_ROWS, Traffic, all_to_all, busiest_bytes, slower, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.cost import Cost
 from moesim.costs.answer import Answer, mean
+from moesim.costs.exchange_traffic import DRAWS, Exchange, Layer, exchange_traffic, stamp
 from moesim.costs.hardware import (
     cluster_option,
     find_group,
@@ -19,18 +19,23 @@ from moesim.costs.hardware import (
     ranks_option,
     ranks_per_node_option,
 )
-from moesim.costs.inputs import COUNT, SEED, TEXT, count, one_of, option, settle, stated
+from moesim.costs.inputs import COUNT, SEED, TEXT, Kind, count, one_of, option, settle, stated
 from moesim.errors import MoesimError
-from moesim.network import Dense
 from moesim.placement import PLACEMENTS
-from moesim.routing import draw_tokens, parse_routing, popularity
 
-DRAWS: Final = 8
-LARGE_DRAWS: Final = 2  # where one draw holds more than LARGE counts
-LARGE: Final = 1 << 20
-MOST_COUNTS: Final = 1 << 24  # ranks x experts of one draw: 4,096 x 4,096
 # bytes of one value of a row; fp8_block: one fp32 scale for 128 values (DeepSeek-V3, arXiv:2412.19437, 3.3.2)
 ROW_BYTES: Final = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0 + 4.0 / 128}
+FEEL: Final = 1.001  # contention below it is none
+
+
+def _above_zero(value: Any) -> float:
+    number = float(value)
+    if not 0.0 < number < float("inf"):
+        raise ValueError(value)
+    return number
+
+
+FACTOR: Final = Kind("C", "a number above 0", _above_zero)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +50,14 @@ class AllToAll:
     tokens_global: int | None = option(COUNT, "Tokens of all ranks together.", None)
     hidden: int = option(COUNT, "Hidden size: values of a row.")
     top_k: int = option(COUNT, "Experts that a token picks.")
-    experts: int = option(count(16_384), "Experts of the layer, on all ranks together.")
+    experts: int = option(count(1 << 20), "Experts of the layer, on all ranks together.")
+    expert_groups: int = option(COUNT, "Groups of experts; a token picks from its best --top-groups only.", 1)
+    top_groups: int | None = option(COUNT, "Groups that a token may use.  [default: all]", None)
+    redundant_experts: int = option(SEED, "Further replicas of popular experts, as in EPLB.", 0)
+    capacity_factor: float | None = option(
+        FACTOR, "Slots of an expert over an even share of tokens: the rest is dropped, empty slots are sent as padding "
+        "by algorithms that do.  [default: dropless]", None,
+    )  # fmt: skip
     algorithm: str = option(one_of((*ALGORITHMS, "best")), "best takes the fastest and names it.", "best")
     routing: str = option(TEXT, "uniform, zipf:S, lognormal:SIGMA, a measured preset, or a FILE.", "uniform")
     dtype: str = option(one_of(ROW_BYTES), "Of a row: 2, 1 or 1.03125 bytes a value.", "bf16")
@@ -61,26 +73,106 @@ class AllToAll:
             raise MoesimError("give exactly one of tokens_per_rank and tokens_global")
         if self.top_k > self.experts:
             raise MoesimError(f"top_k {self.top_k} is above experts {self.experts}: give at most that many")
+        _check_groups(self.experts, self.top_k, self.expert_groups, self.top_groups or self.expert_groups)
+
+
+def _check_groups(experts: int, top_k: int, groups: int, top_groups: int) -> None:
+    if experts % groups:
+        raise MoesimError(f"experts {experts} do not divide into expert_groups {groups}: give a divisor of {experts}")
+    if top_groups > groups:
+        raise MoesimError(f"top_groups {top_groups} is above expert_groups {groups}: give at most that many")
+    if top_k > experts // groups * top_groups:
+        raise MoesimError(
+            f"top_k {top_k} is above the {experts // groups * top_groups} experts of {top_groups} groups: "
+            "give more top_groups"
+        )
+
+
+class Priced(NamedTuple):
+    """An exchange and what each algorithm takes for it."""
+
+    cluster: Cluster
+    group: Group
+    exchange: Exchange
+    token_bytes: float
+    costs: dict[str, Cost]
+    cannot_run: dict[str, str]  # why
+    chosen: str
+
+    def traffic(self, name: str) -> Traffic:
+        """What an algorithm sends."""
+        return _sent(self.exchange, name, self.token_bytes)
 
 
 def price_all_to_all(asked: AllToAll) -> Answer:
     """The exchange's seconds, by the algorithm asked for or the fastest."""
-    cluster, group = find_group(asked)
-    tokens = _tokens_per_rank(asked, group.size)
-    draw = _Draw(
-        asked.routing, _stamp(asked.routing), asked.placement, asked.seed,
-        asked.experts, asked.top_k, group.size, tokens,
-    )  # fmt: skip
-    drawn = _traffic(draw)
-    traffic = [replace(each, token_bytes=asked.hidden * ROW_BYTES[asked.dtype]) for each in drawn]
-    names = [asked.algorithm] if asked.algorithm != "best" else _possible(cluster, group)
-    priced = {name: _mean(cluster, group, traffic, name, asked.direction) for name in names}
-    chosen = min(priced, key=lambda name: float(priced[name].seconds))
+    found = priced(asked)
+    chosen, traffic = found.chosen, found.traffic(found.chosen)
     more: dict[str, Any] = {"algorithm": chosen}
     if asked.algorithm == "best":
-        more["compared"] = {name: float(cost.seconds) for name, cost in priced.items()}
-    understood = {"tokens_per_rank": tokens, "tokens_global": tokens * group.size, "draws": len(traffic)}
-    return Answer(priced[chosen], stated(asked) | placed(cluster, group) | understood, more)
+        found_s = {name: float(cost.seconds) for name, cost in found.costs.items()}
+        more["compared"] = {name: each for name, each in found_s.items() if name not in FUSED}
+        more["fused"] = {name: each for name, each in found_s.items() if name in FUSED}
+        more["cannot_run"] = found.cannot_run
+    loads = busiest_bytes(found.cluster, found.group, traffic, chosen, asked.direction)
+    more["busiest"] = {kind: float(size.mean()) for kind, size in loads.items() if np.any(size > 0)}
+    contention = float(slower(found.cluster, found.group, traffic, chosen, asked.direction).mean())
+    if contention > FEEL:
+        more["contention"] = contention
+    more["traffic"] = "drawn" if found.exchange.drawn else "expected"
+    if asked.capacity_factor is not None:
+        more |= {"dropped_share": found.exchange.dropped_share, "padding_share": found.exchange.padding_share}
+    tokens = _tokens_per_rank(asked, found.group.size)
+    understood = {
+        "tokens_per_rank": tokens, "tokens_global": tokens * found.group.size,
+        "top_groups": asked.top_groups or asked.expert_groups, "draws": traffic.pairs.shape[0],
+    }  # fmt: skip
+    return Answer(found.costs[chosen], stated(asked) | placed(found.cluster, found.group) | understood, more)
+
+
+def priced(asked: AllToAll) -> Priced:
+    """Every algorithm asked for on the traffic of the layer; the fastest that a layer made of kernels can use."""
+    cluster, group = find_group(asked)
+    layer = Layer(
+        routing=asked.routing, stamp=stamp(asked.routing), placement=asked.placement, seed=asked.seed,
+        experts=asked.experts, redundant=asked.redundant_experts,
+        groups=(asked.expert_groups, asked.top_groups or asked.expert_groups), top_k=asked.top_k,
+        capacity_factor=asked.capacity_factor, ranks=group.size, tokens=_tokens_per_rank(asked, group.size),
+    )  # fmt: skip
+    exchange, token_bytes = exchange_traffic(layer), asked.hidden * ROW_BYTES[asked.dtype]
+
+    def price(name: str) -> Cost:
+        return mean(all_to_all(cluster, group, _sent(exchange, name, token_bytes), name, asked.direction))
+
+    if asked.algorithm != "best":
+        return Priced(
+            cluster, group, exchange, token_bytes, {asked.algorithm: price(asked.algorithm)}, {}, asked.algorithm
+        )
+    costs, cannot_run = _each(cluster, group, price)
+    usable = [name for name in costs if name not in FUSED]
+    if not usable:
+        raise MoesimError(f"no all-to-all runs on {cluster.name}: {'; '.join(dict.fromkeys(cannot_run.values()))}")
+    chosen = min(usable, key=lambda name: float(costs[name].seconds))
+    return Priced(cluster, group, exchange, token_bytes, costs, cannot_run, chosen)
+
+
+def _each(cluster: Cluster, group: Group, price: Callable[[str], Cost]) -> tuple[dict[str, Cost], dict[str, str]]:
+    """What every algorithm costs, or why it cannot run."""
+    costs, cannot_run = {}, {}
+    for name in ALGORITHMS:
+        why = unsupported(cluster, group, name)
+        try:
+            if why is None:
+                costs[name] = price(name)
+        except MoesimError as error:  # a mesh or a graph without drawn pairs
+            why = str(error)
+        if why is not None:
+            cannot_run[name] = why
+    return costs, cannot_run
+
+
+def _sent(exchange: Exchange, name: str, token_bytes: float) -> Traffic:
+    return replace(exchange.real if name in REAL_ROWS else exchange.padded, token_bytes=token_bytes)
 
 
 def _tokens_per_rank(asked: AllToAll, ranks: int) -> int:
@@ -92,72 +184,3 @@ def _tokens_per_rank(asked: AllToAll, ranks: int) -> int:
             f"tokens_global {asked.tokens_global} does not divide over {ranks} ranks: give a multiple of it"
         )
     return asked.tokens_global // ranks
-
-
-def _possible(cluster: Cluster, group: Group) -> list[str]:
-    """Algorithms that can run on this group; linear always can."""
-    return [name for name in ALGORITHMS if unsupported(cluster, group, name) is None]
-
-
-def _mean(
-    cluster: Cluster, group: Group, traffic: tuple[Traffic, ...] | list[Traffic], name: str,
-    direction: Literal["dispatch", "combine"],
-) -> Cost:  # fmt: skip
-    costs = [all_to_all(cluster, group, each, name, direction) for each in traffic]
-    return mean(
-        replace(
-            costs[0],
-            seconds=np.stack([cost.seconds for cost in costs]),
-            low=np.stack([cost.low for cost in costs]),
-            high=np.stack([cost.high for cost in costs]),
-            bound_s=np.stack([cost.bound_s for cost in costs]),
-        )
-    )
-
-
-class _Draw(NamedTuple):
-    """What decides the copies: equal for every size of row, algorithm and direction."""
-
-    routing: str
-    stamp: tuple[int, int] | None  # of the routing's file
-    placement: str
-    seed: int
-    experts: int
-    top_k: int
-    ranks: int
-    tokens: int  # of a rank
-
-
-@lru_cache(maxsize=2)
-def _traffic(draw: _Draw) -> tuple[Traffic, ...]:
-    """One traffic of one-byte rows for each draw; a draw is a layer of its own."""
-    experts, ranks = draw.experts, draw.ranks
-    counts = ranks * experts
-    if counts > MOST_COUNTS:
-        raise MoesimError(f"{ranks} ranks x {experts} experts: give at most {MOST_COUNTS:,} of the product")
-    draws = DRAWS if counts <= LARGE else LARGE_DRAWS
-    rng = np.random.default_rng(draw.seed)
-    routing = parse_routing(draw.routing)
-    layers = draws if routing.load is None else max(draws, len(routing.load))
-    shares = popularity(routing, layers, experts, rng)[np.linspace(0, layers - 1, draws).astype(int)]
-    owner = PLACEMENTS[draw.placement](shares, ranks)  # [draw, expert]
-    found = []
-    for share, owned in zip(shares, owner, strict=True):
-        tokens = draw_tokens(share[None], draw.top_k, draw.tokens, ranks, rng)[0]  # [source, expert]
-        rows = tokens.sum(axis=0)[np.argsort(owned, kind="stable")]
-        found.append(
-            Traffic(
-                pairs=Dense(copies=copies_by_rank(tokens, owned, ranks)), tokens=draw.tokens, token_bytes=1.0,
-                share=rows / rows.sum(), top_k=draw.top_k,
-            )
-        )  # fmt: skip
-    return tuple(found)
-
-
-def _stamp(routing: str) -> tuple[int, int] | None:
-    """When a routing's file was written: a new one is read anew."""
-    try:
-        found = Path(routing.partition("#")[0]).stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_mtime_ns, found.st_size
