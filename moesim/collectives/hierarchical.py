@@ -15,6 +15,7 @@ that an H100 send/recv across nodes takes with its launch (Vidur). The sum is a 
 *estimated*.
 """
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -95,6 +96,7 @@ def _link(cluster: Cluster, node: Cost) -> str:
     return cluster.scale_up.kind if node.limited_by == "launch" else node.limited_by
 
 
+@lru_cache(maxsize=256)
 def slowest_rail(cluster: Cluster, group: Group) -> tuple[float, str]:
     """By how much the slowest link of the rings between nodes is slower than a whole NIC, and its kind."""
     worth = families(cluster, group)

@@ -22,6 +22,7 @@ links, the slowest decides); Jain and Sabharwal 2010 and GShard (arXiv 2006.1666
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from math import prod
 from typing import Final
 
@@ -65,7 +66,7 @@ def launch_s(cluster: Cluster, group: Group, op: str) -> float:
 
 def _slowed(cluster: Cluster, group: Group, op: str, found: Cost) -> Cost:
     """A ring, a tree and a switch all wait for the slowest port."""
-    worst = min(float(worth.min()) for name, worth in families(cluster, group).items() if name.startswith("up"))
+    worst = _slowest_port(cluster, group)
     if worst == 1.0 or group.per_node == 1:
         return found
     start_s = float(in_node(cluster, op, group.per_node, np.zeros(())).seconds)
@@ -78,6 +79,11 @@ def _slowed(cluster: Cluster, group: Group, op: str, found: Cost) -> Cost:
         basis=ESTIMATED,
         source=f"slowest port at {worst:.0%}; {found.source}",
     )
+
+
+@lru_cache(maxsize=256)
+def _slowest_port(cluster: Cluster, group: Group) -> float:
+    return min(float(worth.min()) for name, worth in families(cluster, group).items() if name.startswith("up_"))
 
 
 def _ring(
