@@ -3,7 +3,8 @@
 Reads ``comm_deepep_aic.csv``, ``comm_ep_published.csv`` and ``comm_trtllm_alltoall_gb200_aic.csv`` from a folder of
 tables, and the cited figures that ship with moesim, and writes ``hardware_profiles/libraries.csv``: for each line
 least squares of the logarithm of the time over few constants (FITS), on rows that ``moesim validate`` then skips;
-the error on the rows that it judges stands beside. Expected: 3 to 5 % on kernels measured over many shapes.
+the error on the rows that it judges stands beside. Some of those of aiconfigurator-core 0.12.0 (Apache-2.0) ship in
+``moesim/validate/cited/comm_deepep_aic.csv``. Expected: 3 to 5 % on kernels measured over many shapes.
 
     python studies/build_network_profile.py FOLDER
 """
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import least_squares
 
 from moesim.alltoall.deepep import WORK, Work, seconds
 from moesim.alltoall.libraries import TABLE, Kernel, read
-from moesim.cluster import CLUSTERS
+from moesim.cluster import CLUSTERS, Cluster
 from moesim.validate.figures import SHIPPED
+from moesim.validate.network_rows import AIC as AIC_TABLE
 from moesim.validate.network_rows import Case
 from moesim.validate.network_rows import read as read_rows
 
@@ -129,7 +132,9 @@ FITS = (
 
 def run(folder: Path) -> list[dict[str, str]]:
     """One row of the table for each line."""
-    cases = [found.case for part in (folder, SHIPPED) for found in read_rows(part) if found.case and not found.skipped]
+    cases = [found.case for found in read_rows(folder) if found.case and not found.skipped]
+    cited = [found.case for found in read_rows(SHIPPED) if found.case and not found.skipped]
+    cases += [case for case in cited if case.measured.release == "V1 2025-06"]
     done: dict[tuple[Key, str], Line] = {}
     for fit in sorted(FITS, key=lambda one: FITS.index(one) if not one.base[0] else 100 + _depth(one)):
         for direction in ("dispatch", "combine"):
@@ -147,6 +152,8 @@ def fitted_line(fit: Fit, direction: str, cases: list[Case], done: dict[tuple[Ke
     constants = dict.fromkeys(CONSTANTS, 0.0)
     if fit.base[0]:
         constants |= done[fit.base, direction].constants
+        here, there = (link(key).scale_up.bandwidth_bytes_per_s for key in (fit.key, fit.base))
+        constants["up_gb_s"] *= here / there
     constants |= {name: float(value) for name, value in (one.split("=") for one in fit.stated.split())}
     names = (fit.dispatch if direction == "dispatch" else fit.combine).split()
     for name in (one[1:] for one in names if one.startswith("=")):
@@ -158,6 +165,12 @@ def fitted_line(fit: Fit, direction: str, cases: list[Case], done: dict[tuple[Ke
         constants |= _solve(fit, direction, constants, free, seen)
     wrong = [rms(fit, direction, constants, part) for part in (seen if free else [], unseen)]
     return Line(constants, len(seen) if free else 0, wrong[0], len(unseen), wrong[1])
+
+
+def link(key: Key) -> Cluster:
+    """The preset of a line's first GPU."""
+    gpu = key[2].split()[1]
+    return next(one for one in CLUSTERS.values() if one.gpu.name == {"B300": "B200"}.get(gpu, gpu))
 
 
 def _matches(fit: Fit, case: Case, direction: str) -> bool:
@@ -218,24 +231,39 @@ def _text(fit: Fit, direction: str, line: Line, digits: int = 4) -> dict[str, st
     """A row of the table; what is zero stays empty."""
     library, release, rest = fit.key
     mechanism, *gpus = rest.split()
-    link = next(one for one in CLUSTERS.values() if one.gpu.name == {"B300": "B200"}.get(gpus[0], gpus[0]))
+    cluster = link(fit.key)
     numbers = {
         name: f"{line.constants[name]:.{digits}g}" if line.constants[name] > NOTHING else "" for name in CONSTANTS
     }
     wrong = {"rms_fitted": line.rms_fitted, "rms_judged": line.rms_judged}
     return {
         "library": library, "release": release, "mechanism": mechanism, "gpus": " ".join(gpus),
-        "architecture": link.gpu.architecture, "direction": direction, "sms": str(fit.sms), **numbers,
-        "link_gb_s": f"{link.scale_up.bandwidth_bytes_per_s / 1e9:g}",
+        "architecture": cluster.gpu.architecture, "direction": direction, "sms": str(fit.sms), **numbers,
+        "link_gb_s": f"{cluster.scale_up.bandwidth_bytes_per_s / 1e9:g}",
         "rows_fitted": str(line.fitted), "rows_judged": str(line.judged),
         **{name: "" if np.isnan(value) else f"{value:.3f}" for name, value in wrong.items()},
         "fitted_on": fit.fitted_on, "basis": "published", "source": fit.source,
     }  # fmt: skip
 
 
+def thinned(folder: Path) -> pd.DataFrame:
+    """The rows of DeepEP V1 that ship for ``moesim validate``: none that a constant was fitted on."""
+    rows = pd.read_csv(folder / AIC_TABLE, dtype=str, keep_default_na=False)
+    number = rows[["tokens_per_rank", "nodes", "num_experts"]].astype(int)
+    shape = (number["num_experts"] == 256) & (rows["suspect"] == "False") & ~rows["sms"].isin(["4", "8", "12", "16"])
+    tokens = number["tokens_per_rank"].isin([24, 96, 512, 8192]) & (number["nodes"] > 1)
+    tokens |= number["tokens_per_rank"].isin([256, 4096]) & (number["nodes"] == 1) & (rows["gpu"] != "H100")
+    kept = rows[shape & tokens & rows["mode"].isin(["normal", "low_latency"])]
+    fitted = [
+        found.case is None or found.case.measured.fitted for found in read_rows(folder) if found.table == AIC_TABLE
+    ]
+    return kept[~np.array(fitted)[kept.index]]
+
+
 def main(folder: Path) -> None:
-    """Write the table and say how wrong it is."""
+    """Write the tables and say how wrong the constants are."""
     rows = run(folder)
+    thinned(folder).to_csv(SHIPPED / AIC_TABLE, index=False, lineterminator="\n")
     with (OUT / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         table.writeheader()
