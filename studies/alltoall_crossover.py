@@ -7,8 +7,9 @@ Even exchanges of 64 KiB to 1 GiB a GPU on 16 to 4,096 GPUs, on three networks:
     H100 tree       DGX H100, leaves of 32 nodes, two to one oversubscribed: the only one with pods for 3dh
 
 Expected: on the A100s linear up to 128 GPUs and 2dh from 256 on at 32 MiB, earlier for less (Tutel fig. 18, issue
-214), later for more. With PXN a NIC keeps few connections, so large messages stay linear or go along rails without
-2dh's copies. What small messages choose at thousands of GPUs rests on assumed latencies (band 40 %):
+214). With PXN a NIC keeps few connections, so large messages stay linear. With eight NICs a node HetuMoE's leader
+never pays: it is for one that all share (docs/alltoall.md). What small messages choose at thousands of GPUs rests on
+assumed latencies (band 40 %):
 
     python studies/alltoall_crossover.py
 """
@@ -38,7 +39,7 @@ NETWORKS: Final = {
 }
 COLOURS: Final = {
     "linear": "#0072B2", "rail": "#56B4E9", "2dh": "#E69F00", "3dh": "#D55E00", "bruck": "#009E73",
-    "pairwise": "#CC79A7",
+    "pairwise": "#CC79A7", "leader": "#4D4D4D",
 }  # fmt: skip
 SIZES: Final = tuple(2.0**power for power in range(16, 31, 2))
 RANKS: Final = tuple(2**power for power in range(4, 13))
