@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from moesim.alltoall import ALGORITHMS, Direction, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, Direction, unsupported
 from moesim.cluster import Group
 from moesim.errors import MoesimError
 from moesim.memory import memory
@@ -194,7 +194,7 @@ def _dispatches(scenario: Scenario, frame: Strategy) -> bool:
 
 def usable_on(scenario: Scenario, group: Group) -> tuple[str, ...]:
     """All-to-alls that can run on a group."""
-    return tuple(name for name in ALGORITHMS if unsupported(scenario.cluster, group, name) is None)
+    return tuple(n for n in ALGORITHMS if n not in FUSED and unsupported(scenario.cluster, group, n) is None)
 
 
 @lru_cache(maxsize=16384)
