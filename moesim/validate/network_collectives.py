@@ -16,12 +16,13 @@ from moesim.collectives import all_gather, all_reduce, point_to_point, reduce_sc
 from moesim.cost import Cost
 from moesim.errors import MoesimError
 from moesim.network import Product
-from moesim.units import US
+from moesim.units import MIB, US
 from moesim.validate.figures import Row, SkipError, gpu_name, number, positive, read_tables, whole
-from moesim.validate.network_rows import find_cluster
+from moesim.validate.network_rows import domains, find_cluster
 
 TABLES: Final = ("comm_nccl_published.csv", "comm_vidur.csv")
 _NEEDED: Final = ("source", "gpu", "fabric", "op", "ranks", "nodes", "bytes", "latency_us")
+SMALL_BYTES: Final = 4 * MIB  # below, the start decides: torch's own call adds 30 us that nccl-tests do not see
 _NAN: Final = float("nan")
 
 
@@ -33,10 +34,10 @@ def collective_lines(folder: Path) -> list[dict[str, Any]]:
 
 def _line(row: Row) -> dict[str, Any]:
     source = str(row["source"]).split("/")[0].split(",")[0]
-    nodes = whole(row, "nodes", 1)
+    nodes = domains(row)
     line: dict[str, Any] = {
         "group": f"{row['op']} on {gpu_name(str(row['gpu']))}, {'one node' if nodes == 1 else f'{nodes} nodes'}, "
-        f"{source} (estimated)",
+        f"{'small messages, ' if number(row, 'bytes') < SMALL_BYTES else ''}{source} (estimated)",
         "case": f"{row['ranks']:g} ranks, {row['bytes']:g} bytes, {row['fabric']}",
         "measured": _NAN, "predicted": _NAN, "low": _NAN, "high": _NAN, "unit": "us", "skipped": "",
         "source": str(row["source"]), "block": "", "headline": False,

@@ -214,7 +214,8 @@ _READERS: Final = {AIC: _aic, PUBLISHED: _published, TRTLLM: _trtllm}
 
 def _case(row: Row, measured: Measured) -> Case:
     """``pure RDMA`` goes by NIC even inside a node: then each rank is a node of its own."""
-    ranks, nodes, tokens, top_k = (whole(row, name) for name in ("ranks", "nodes", "tokens_per_rank", "topk"))
+    ranks, tokens, top_k = (whole(row, name) for name in ("ranks", "tokens_per_rank", "topk"))
+    nodes = domains(row)
     direction, experts = str(row["op"]), measured.experts
     if direction not in ("dispatch", "combine"):
         raise SkipError(f"{direction}: not a dispatch or a combine")
@@ -233,11 +234,15 @@ def _case(row: Row, measured: Measured) -> Case:
     return Case(direction=direction, cluster=cluster, group=group, traffic=traffic, measured=measured)
 
 
+def domains(row: Row) -> int:
+    """Nodes as moesim counts them: trays of one NVLink domain are one node."""
+    whole_rack = any(word in f"{row['gpu']} {row.get('fabric')}" for word in ("NVL72", "MNNVL", "NVLink5 domain"))
+    return 1 if whole_rack else whole(row, "nodes", 1)
+
+
 def find_cluster(gpu: str, ranks: int, nodes: int) -> Cluster:
     """``ranks`` GPUs on ``nodes`` nodes of the preset with this GPU."""
     name = _TWINS.get(gpu_name(gpu), gpu_name(gpu))
-    if "NVL72" in gpu:
-        nodes = 1
     for preset in CLUSTERS.values():
         if preset.gpu.name == name:
             if ranks % nodes or ranks // nodes > preset.gpus_per_node:
