@@ -338,7 +338,7 @@ def test_few_steps_win_for_tiny_messages_and_many_messages_for_large_ones():
 @pytest.mark.parametrize(
     ("name", "cluster", "group", "why"),
     [
-        ("linear", TORUS, Group(size=8, per_node=8), "linear needs a node joined as switch or mesh or host or graph"),
+        ("linear", TORUS, Group(size=8, per_node=8), "linear needs a node joined as switch, mesh, host or graph"),
         ("torus", TWO, FOUR, "torus needs a node joined as torus; that of dgx-h100 is a switch"),
         ("bruck", replace(TWO, fabric=Fabric(inside="mesh")), FOUR, "that of dgx-h100 is a mesh"),
         ("3dh", TWO, FOUR, "3dh needs pods, the nodes below a leaf of between=tree; dgx-h100 is rail"),

@@ -25,8 +25,9 @@ FLAGS = {  # names are frozen once released; a new one is a decision
     "cost gemm": "--dtype --from --gpu --json --k --m --n --out",
     "cost attention": "--batch --context --dtype --from --gpu --head-dim --heads --json --kind --kv-dtype --kv-heads "
     "--latent-dim --out --phase --queries --v-head-dim --window",
-    "cost all-to-all": "--algorithm --cluster --direction --dtype --experts --from --hidden --json --nodes --out "
-    "--placement --ranks --ranks-per-node --routing --seed --tokens-global --tokens-per-rank --top-k",
+    "cost all-to-all": "--algorithm --capacity-factor --cluster --direction --dtype --expert-groups --experts --from "
+    "--hidden --json --nodes --out --placement --plot --ranks --ranks-per-node --redundant-experts --routing --seed "
+    "--tokens-global --tokens-per-rank --top-groups --top-k",
     "cost all-reduce": "--bytes --cluster --from --json --nodes --out --ranks --ranks-per-node",
     "cost all-gather": "--bytes --cluster --from --json --nodes --out --ranks --ranks-per-node",
     "cost reduce-scatter": "--bytes --cluster --from --json --nodes --out --ranks --ranks-per-node",
@@ -301,7 +302,7 @@ REFUSED = {
     "impossible experts": (f"{PLAY} -s ep=7", "this strategy cannot run: ep x etp does not divide"),
     "not key=value": (f"{PLAY} -s ep", "'ep' is not key=value"),
     "unknown key": (f"{PLAY} -s epp=8", "unknown strategy key 'epp': did you mean pp or ep"),
-    "unknown choice": (f"{PLAY} -s all_to_all=3dh", "unknown strategy all_to_all '3dh'"),
+    "unknown choice": (f"{PLAY} -s all_to_all=4dh", "unknown strategy all_to_all '4dh'"),
     "unknown picture": (f"{PLAY} -s ep=8 --plot picture.foo", "picture.foo: end its name in .png or .svg or .pdf"),
     "no folder for the trace": (f"{PLAY} -s ep=8 --trace nowhere/t.json", "there is no folder nowhere; make it first"),
     "out is a file": (f"{PLAN} --out config.json", "--out config.json is a file: name a folder"),

@@ -193,6 +193,37 @@ def test_a_wrong_exchange_gets_one_line_that_names_the_value(more, words, capsys
         assert word in captured.err
 
 
+@pytest.mark.parametrize("algorithm", ["linear", "2dh"])
+def test_a_plot_shows_the_links_and_leaves_their_table(algorithm, tmp_path, capsys):
+    picture = tmp_path / "links.png"
+    call = ["cost", "all-to-all", "--cluster", "dgx-h100", "--nodes", "2", *EXCHANGE.split(), "--algorithm", algorithm]
+    assert main([*call, "--plot", str(picture)]) == 0
+    assert picture.stat().st_size > 10_000
+    lines = picture.with_suffix(".csv").read_text().splitlines()
+    assert lines[0] == "from,to,busy_s"
+    busy_s = {tuple(line.split(",")[:2]): float(line.split(",")[2]) for line in lines[1:]}
+    assert busy_s["n0.nic3", "leaf3"] == pytest.approx(512 * 8192 / 48e9, rel=0.1)  # half of 1024 rows of 8 KiB
+    assert ("leaf3", "spine") not in busy_s  # forwarded to the rail, nothing climbs
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("--plot links.txt", ["links.txt", ".png"]),
+        ("--plot links.png --from cases.csv", ["--plot draws one case"]),
+        ("--plot links.png --nodes 600 --experts 4800", ["4,800 ranks", "fewer nodes"]),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused(more, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["cost", "all-to-all", "--cluster", "dgx-h100", "--nodes", "2", *EXCHANGE.split(), *more.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for word in words:
+        assert word in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_says_all_of_it(capsys):
     call = ["cost", "all-to-all", "--cluster", "dgx-h100", "--nodes", "2", *EXCHANGE.split(), "--json"]
     assert main(call) == 0

@@ -32,7 +32,8 @@ def _inside(*known: str) -> Need:
         if cluster.fabric.inside in known:
             return None
         here = f"that of {cluster.name} is a {cluster.fabric.inside}"
-        return f"{name} needs a node joined as {' or '.join(known)}; {here}"
+        *others, last = known
+        return f"{name} needs a node joined as {' or '.join([', '.join(others), last] if others else [last])}; {here}"
 
     return need
 

@@ -32,6 +32,12 @@ FROM_FILE: Final = (
     AS_JSON,
 )  # fmt: skip
 
+PLOT: Final = click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.png",
+    help="Draw the cluster with the time that each link is busy; a CSV is left beside it.",
+)  # fmt: skip
+DRAWN: Final = ("all-to-all",)
+
 
 class Operations(click.Group):
     """Builds the command of an operation when it is called."""
@@ -58,20 +64,27 @@ def command() -> None:
 
 
 def _command(operation: "Operation") -> click.Command:
-    def run(table: Path | None, out: Path | None, as_json: bool, **asked: Any) -> int:
+    def run(table: Path | None, out: Path | None, as_json: bool, plot: Path | None = None, **asked: Any) -> int:
         given = {name: value for name, value in asked.items() if value is not None}
+        if table is not None and plot is not None:
+            raise click.UsageError("--plot draws one case: leave out --from")
         if table is not None:
             return _price_table(operation, table, out, as_json, given)
         if out is not None:
             raise click.UsageError("--out belongs to --from: it is where the priced table goes")
         answer = operation.answer(**given)
+        if plot is not None:
+            from moesim.costs.exchange_picture import draw
+
+            draw(given, plot)
         if as_json:
             print_json({"op": operation.name} | answer.to_dict())
         else:
             click.echo("\n".join(_lines(operation.name, answer)))
         return 0
 
-    decorated = with_options(*_options(operation), *FROM_FILE)(run)
+    drawn = (PLOT,) if operation.name in DRAWN else ()
+    decorated = with_options(*_options(operation), *FROM_FILE, *drawn)(run)
     return click.command(operation.name, help=operation.about)(decorated)
 
 
@@ -115,7 +128,7 @@ def _price_table(operation: "Operation", table: Path, out: Path | None, as_json:
 
 def _lines(name: str, answer: "Answer") -> list[str]:
     """The answer for people."""
-    from moesim.units import show_seconds
+    from moesim.units import show_bytes, show_seconds
 
     cost = answer.cost
     seconds, bound_s = float(cost.seconds), float(cost.bound_s)
@@ -129,9 +142,13 @@ def _lines(name: str, answer: "Answer") -> list[str]:
         f"  source      {cost.source}",
     ]
     more = dict(answer.more)
-    if "compared" in more:
-        more["compared"] = {each: show_seconds(found_s) for each, found_s in more["compared"].items()}
+    for what, show in (("compared", show_seconds), ("fused", show_seconds), ("busiest", show_bytes)):
+        if more.get(what):
+            more[what] = {each: show(value) for each, value in more[what].items()}
+    cannot_run = more.pop("cannot_run", {})
+    more = {what: value for what, value in more.items() if value != {}}
     lines += [f"  {what:<11} {_said(value)}" for what, value in more.items()]
+    lines += [f"  cannot run  {why}" for why in dict.fromkeys(cannot_run.values())]
     return [*lines, f"  inputs      {_said(answer.inputs)}"]
 
 
