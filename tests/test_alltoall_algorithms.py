@@ -40,6 +40,11 @@ PLACES = [  # cluster and group of every kind
 RUNS = [(c, g, name) for c, g in PLACES for name in ALGORITHMS if unsupported(c, g, name) is None]
 
 
+def near(cluster, expected):
+    """Where flows contend they are played in steps of a hundredth; ties fall either way."""
+    return pytest.approx(expected, rel=0.01 if cluster.fabric.climbs else 1e-9)
+
+
 def traffic(copies, token_bytes=1e6):
     sent = np.asarray(copies, dtype=float)
     share = sent.sum(axis=-2) + 1e-9
@@ -193,7 +198,7 @@ def test_swapping_the_halves_of_the_group_changes_nothing(run, data):
     copies = data.draw(some_copies(group.size))
     order = np.roll(np.arange(group.size), group.size // 2)
     moved = copies[np.ix_(order, order)]
-    assert seconds(cluster, group, name, copies) == pytest.approx(seconds(cluster, group, name, moved), rel=1e-9)
+    assert seconds(cluster, group, name, copies) == near(cluster, seconds(cluster, group, name, moved))
 
 
 @given(run=st.sampled_from([run for run in RUNS if run[2] not in ("leader", "torus")]), data=st.data())
@@ -203,7 +208,7 @@ def test_the_mirror_image_of_the_ranks_changes_nothing(run, data):
     cluster, group, name = run
     copies = data.draw(some_copies(group.size))
     mirrored = copies[::-1, ::-1]
-    assert seconds(cluster, group, name, copies) == pytest.approx(seconds(cluster, group, name, mirrored), rel=1e-9)
+    assert seconds(cluster, group, name, copies) == near(cluster, seconds(cluster, group, name, mirrored))
 
 
 @given(copies=some_copies(4), name=st.sampled_from(["tiles", "deepep_ll"]))
@@ -241,7 +246,7 @@ def test_expected_traffic_costs_the_same_written_out_or_not(run, sent, weight):
         for pairs in (Product(sent=sources, share=share), Dense(copies=np.outer(sources, share)))
     )
     one, other = (float(all_to_all(cluster, group, each, name).seconds) for each in both)
-    assert one == pytest.approx(other, rel=1e-9)
+    assert one == near(cluster, other)
 
 
 @given(run=st.sampled_from(RUNS), hot=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2))
@@ -257,7 +262,7 @@ def test_more_skew_is_never_faster(run, hot):
             pairs=Dense(copies=np.tile(100 * share, (group.size, 1))), tokens=100.0, token_bytes=1e6, share=share
         )
         times.append(float(all_to_all(cluster, group, both, name).seconds))
-    assert times[0] <= times[1] * (1 + 1e-9)
+    assert times[0] <= times[1] or times[0] == near(cluster, times[1])
 
 
 @given(run=st.sampled_from(RUNS), data=st.data())
