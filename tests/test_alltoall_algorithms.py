@@ -353,7 +353,7 @@ def test_few_steps_win_for_tiny_messages_and_many_messages_for_large_ones():
         ("tiles", replace(TWO, fabric=Fabric(between="rail_only")), FOUR, "no spine between its 2 rails"),
         ("deepep_ll", replace(TWO, fabric=Fabric(between="rail_only")), FOUR, "no spine between its 2 rails"),
         ("tiles", load_cluster("pcie-l40s"), Group(size=8, per_node=8), "tiles needs NVLink"),
-        ("pairwise", load_cluster("dgx-h100", 256), Group(size=2048, per_node=8), "at most 512 ranks, not 2,048"),
+        ("pairwise", load_cluster("dgx-h100", 256), Group(size=2048, per_node=8), "at most 256 ranks, not 2,048"),
     ],
 )
 def test_why_an_algorithm_cannot_run(name, cluster, group, why):

@@ -5,7 +5,7 @@
 Equal to (R - 1) alpha + S (R - 1) / (R B) when all pairs send alike. Every step waits for its heaviest pair, so
 barriers and skew do not mix: 1.1 to 1.3 times the busiest link with a spread of 0.5 among sources and destinations,
 several times with sparse traffic. Source: the pairwise exchange of MPICH (Thakur, Rabenseifner and Gropp 2005). The
-barrier itself is taken to cost nothing beyond alpha, the start of a send. Priced pair by pair, so up to 512 ranks.
+barrier itself is taken to cost nothing beyond alpha, the start of a send. Priced pair by pair, so up to 256 ranks.
 """
 
 from typing import Final
@@ -19,7 +19,7 @@ from moesim.cluster import Cluster, Group
 from moesim.cost import ESTIMATED, Cost, FloatArray, cost
 from moesim.units import US
 
-MOST_RANKS: Final = 512
+MOST_RANKS: Final = 256
 
 
 def pairwise(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
