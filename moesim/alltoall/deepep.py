@@ -133,9 +133,10 @@ def low_latency_work(
 ) -> tuple[Work, dict[str, FloatArray]]:
     """Copies that links carry; SMs share the experts out, each at least one."""
     experts = _check(traffic)
-    copies = link_copies(cluster, group, traffic, "direct").copies
+    copies, slower = link_copies(cluster, group, traffic, "direct")
     blocks = np.ceil(experts / np.ceil(experts / cluster.gpu.sms))
-    return _work(cluster, group, traffic, copies, np.asarray(traffic.tokens * traffic.top_k), blocks), copies
+    found = _work(cluster, group, traffic, copies, np.asarray(traffic.tokens * traffic.top_k), blocks)
+    return found._replace(up_s=found.up_s * slower, nic_s=found.nic_s * slower), copies
 
 
 WORK: Final = {"normal": normal_work, "by_node": by_node_work, "low_latency": low_latency_work}
