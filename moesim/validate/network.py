@@ -20,7 +20,7 @@ from moesim.errors import MoesimError
 from moesim.units import US
 from moesim.validate.figures import SHIPPED, Row, frame, gpu_name
 from moesim.validate.network_collectives import collective_lines
-from moesim.validate.network_rows import Case, Found, read
+from moesim.validate.network_rows import Case, Found, domains, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def _predicted(case: Case) -> dict[str, Any]:
 def _headline(found: Found) -> bool:
     """The kernel alone, four nodes and more; skipped rows are shown with it."""
     row, case = found.row, found.case
-    nodes = int(row.get("nodes") or 1)
+    nodes = domains(row)
     apart = "EFA" in str(row.get("fabric")) or "not stated" in str(row["gpu"])
     return nodes >= HEADLINE_NODES and not apart and (case is None or case.measured.scope == "")
 
@@ -78,7 +78,7 @@ def _group(found: Found) -> str:
     gpu = gpu_name(str(row["gpu"]))
     if case is None:
         return f"{row['library']} {row['op']} on {gpu}"
-    nodes = int(row.get("nodes") or 1)
+    nodes = domains(row)
     where = _WHERE.get(nodes, "four nodes and more")
     parts = [f"{_name(row, case)} {_MECHANISM[case.measured.mechanism]} {case.direction} on {gpu}, {where}"]
     if "EFA" in str(row.get("fabric")) and nodes > 1:

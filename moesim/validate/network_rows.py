@@ -33,6 +33,7 @@ NEEDED: Final = {
     TRTLLM: "source gpu op library dtype ranks tokens_per_rank hidden topk distribution latency_us",
 }
 ROW_BYTES: Final = {"fp8": 1.0 + 4.0 / 128, "bf16": 2.0, "bfloat16": 2.0, "nvfp4": 0.5 + 1.0 / 16}
+_TWINS_OF_B200: Final = ("B300", "GB200", "GB300")  # whose READMEs' rows no constant was fitted on
 _TWINS: Final = {"B300": "B200", "GB300": "GB200"}  # the same NVLink, and as many SMs
 _V1: Final = "V1 2025-06"  # the state of DeepEP's README that its H800 constants belong to
 _LIBRARIES: Final = {
@@ -165,7 +166,7 @@ def _published(row: Row) -> Case:
             sms=whole(row, "num_sms", 0),
             time_us=_microseconds(row),
             scope=scope,
-            fitted=scope == "" and ranks in seen,
+            fitted=scope == "" and ranks in seen and gpu_name(str(row["gpu"])) not in _TWINS_OF_B200,
         ),
     )
 
@@ -257,7 +258,7 @@ def _microseconds(row: Row) -> float:
     for name in ("latency_us", "derived_latency_us"):
         if row[name] is not None:
             return positive(row, name)
-    nodes, ranks, top_k = whole(row, "nodes"), whole(row, "ranks"), whole(row, "topk")
+    nodes, ranks, top_k = domains(row), whole(row, "ranks"), whole(row, "topk")
     parts = ranks if nodes == 1 else min(nodes, 4) if "top-4" in str(row["routing"]) else nodes
     distinct = parts * (1.0 - (1.0 - 1.0 / parts) ** top_k)
     size = number(row, "tokens_per_rank") * distinct * number(row, "hidden") * ROW_BYTES[str(row["dtype"])]
@@ -277,7 +278,7 @@ def _states(rows: list[Row]) -> list[str]:
         for place in older:
             found[place] = f"a newer state of this case: {_date(rows[newest])}"
         same = [place for place in older if _microseconds(rows[place]) == _microseconds(rows[newest])]
-        if same and whole(rows[newest], "nodes") > 1:
+        if same and domains(rows[newest]) > 1:
             found[newest] = f"repeats {_date(rows[same[0]])}"
     return found
 
