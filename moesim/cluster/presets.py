@@ -66,6 +66,21 @@ GPUS: Final = {
             {"bf16": 2500.0, "fp8": 5000.0, "int8": 5000.0, "fp4": 1e4},
             (148, 126),
         ),
+        # dual-die, 160 SMs: NVIDIA, "Inside NVIDIA Blackwell Ultra" (2025); int8 was cut to a thirtieth
+        _gpu(
+            "B300",
+            "blackwell",
+            (268, 7.75),
+            {"bf16": 2250.0, "fp8": 4500.0, "int8": 153.5, "fp4": 1.4e4},
+            (160, 126),
+        ),
+        _gpu(
+            "GB300",
+            "blackwell",
+            (277, 8.0),
+            {"bf16": 2500.0, "fp8": 5000.0, "int8": 165.0, "fp4": 1.5e4},
+            (160, 126),
+        ),
     )
 }
 
@@ -116,6 +131,10 @@ _HDR: Final = _link(
 _NDR: Final = _link(
     "nic", (48, 50), 19.9, "published",
     f"one ConnectX-7 (400 Gb/s) per GPU; {_NDR_GB_S}; {_VIDUR}, DGX H100 across nodes",
+)  # fmt: skip
+_XDR: Final = _link(
+    "nic", (96, 100), 19.9, "estimated",
+    f"one ConnectX-8 (800 Gb/s) per GPU, {_SHEET}; 96 % of it, as ConnectX-7, and the latency of H100's NICs assumed",
 )  # fmt: skip
 _TWO_200G: Final = _link(
     "nic", (5.75, 6.25), 19.9, "estimated", f"2 x 200 Gb/s a node assumed, shared by 8 GPUs; {_ASSUMED_NIC}"
@@ -178,6 +197,8 @@ CLUSTERS: Final = {
         _preset("hgx-h800", "H800", 8, (_NVLINK4_H800, _NDR), 8),
         _preset("hgx-b200", "B200", 8, (_NVLINK5, _NDR), 8),
         _preset("gb200-nvl72", "GB200", 72, (_carried(_NVLINK5, "8 x B200"), _NDR), 72),
+        _preset("hgx-b300", "B300", 8, (_carried(_NVLINK5, "8 x B200"), _XDR), 8),
+        _preset("gb300-nvl72", "GB300", 72, (_carried(_NVLINK5, "8 x B200"), _XDR), 72),
         _preset("pcie-l40s", "L40S", 8, (_PCIE4, _TWO_200G), 2),
         _preset("pcie-a30", "A30", 8, (_carried(_PCIE4, "8 x L40S"), _ONE_100G), 1),
         Cluster(
