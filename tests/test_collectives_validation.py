@@ -34,14 +34,14 @@ def test_a_folder_is_judged_row_by_row_with_reasons_for_what_is_skipped(tmp_path
         "s,H100-SXM-80GB,x,alltoall,NCCL 2.29.2,8,1,1048576,15.61",
         "s,H100-SXM-80GB,x,alltoall,NCCL 2.27.3,8,1,1048576,15.91",
         "s,H100-SXM-80GB,x,alltoall,NCCL 2.29.2,16,2,1048576,99.0",
-        "s,B300-SXM,x,alltoall,NCCL 2.29.2,8,1,1048576,15.0",
+        "s,MI300X-OAM,x,alltoall,NCCL 2.29.2,8,1,1048576,15.0",
         "s,H200-SXM-141GB,x,alltoall,NCCL 2.29.2,16,1,1048576,15.0",
     ]
     (tmp_path / TABLE).write_text(HEADER + "\n".join(rows) + "\n")
     reasons = judge(tmp_path)["skipped"].tolist()
     assert sorted(reasons) == [
         "", "an older release than NCCL 2.29.2", "dgx-h200 has 8 GPUs a node", "in the profile",
-        "more than one node", "no cluster preset has a B300",
+        "more than one node", "no cluster preset has a MI300X",
     ]  # fmt: skip
 
 

@@ -99,8 +99,8 @@ def test_published_names_find_their_preset(name, preset):
 def test_unknown_models_and_gpus_are_skipped_by_name():
     with pytest.raises(SkipError, match="no model preset is DeepSeekV4 Flash"):
         find_model("DeepSeekV4 Flash")
-    with pytest.raises(SkipError, match="no cluster preset has a GB300"):
-        find_cluster("GB300", 64)
+    with pytest.raises(SkipError, match="no cluster preset has a MI300X"):
+        find_cluster("MI300X", 64)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_run_is_judged_in_tokens_per_second_and_gpu(tmp_path):
     ("change", "reason"),
     [
         ({"model": "Nemotron_3_Nano"}, "no model preset is Nemotron_3_Nano"),
-        ({"gpu": "GB300"}, "no cluster preset has a GB300"),
+        ({"gpu": "MI300X"}, "no cluster preset has a MI300X"),
         ({"tp": ""}, "tp is not given"),
         ({"tok_s_gpu": 0}, "tok_s_gpu is not above zero"),
         ({"precision": "NVFP4"}, "moesim has no precision NVFP4"),
