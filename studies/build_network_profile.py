@@ -170,20 +170,19 @@ def fitted_line(fit: Fit, direction: str, cases: list[Case], done: dict[tuple[Ke
 def link(key: Key) -> Cluster:
     """The preset of a line's first GPU."""
     gpu = key[2].split()[1]
-    return next(one for one in CLUSTERS.values() if one.gpu.name == {"B300": "B200"}.get(gpu, gpu))
+    return next(one for one in CLUSTERS.values() if one.gpu.name == gpu)
 
 
 def _matches(fit: Fit, case: Case, direction: str) -> bool:
     library, release, rest = fit.key
     mechanism, *gpus = rest.split()
-    gpu = "B300" if gpus == ["B300"] and case.cluster.gpu.name == "B200" else case.cluster.gpu.name
     same = (case.measured.library, case.measured.mechanism, case.direction, case.measured.scope) == (
         library,
         mechanism,
         direction,
         "",
     )
-    return same and gpu in gpus and case.measured.release in ("", release)
+    return same and case.cluster.gpu.name in gpus and case.measured.release in ("", release)
 
 
 def _solve(

@@ -33,8 +33,7 @@ NEEDED: Final = {
     TRTLLM: "source gpu op library dtype ranks tokens_per_rank hidden topk distribution latency_us",
 }
 ROW_BYTES: Final = {"fp8": 1.0 + 4.0 / 128, "bf16": 2.0, "bfloat16": 2.0, "nvfp4": 0.5 + 1.0 / 16}
-_TWINS_OF_B200: Final = ("B300", "GB200", "GB300")  # whose READMEs' rows no constant was fitted on
-_TWINS: Final = {"B300": "B200", "GB300": "GB200"}  # the same NVLink, and as many SMs
+_UNSEEN: Final = ("B300", "GB200", "GB300")  # no constant was fitted on READMEs' rows of these GPUs
 _V1: Final = "V1 2025-06"  # the state of DeepEP's README that its H800 constants belong to
 _LIBRARIES: Final = {
     "DeepEP": "deepep", "DeepEP V2": "deepep_v2", "Hybrid-EP": "hybrid_ep", "UCCL-EP": "uccl",
@@ -166,7 +165,7 @@ def _published(row: Row) -> Case:
             sms=whole(row, "num_sms", 0),
             time_us=_microseconds(row),
             scope=scope,
-            fitted=scope == "" and ranks in seen and gpu_name(str(row["gpu"])) not in _TWINS_OF_B200,
+            fitted=scope == "" and ranks in seen and gpu_name(str(row["gpu"])) not in _UNSEEN,
         ),
     )
 
@@ -243,7 +242,7 @@ def domains(row: Row) -> int:
 
 def find_cluster(gpu: str, ranks: int, nodes: int) -> Cluster:
     """``ranks`` GPUs on ``nodes`` nodes of the preset with this GPU."""
-    name = _TWINS.get(gpu_name(gpu), gpu_name(gpu))
+    name = gpu_name(gpu)
     for preset in CLUSTERS.values():
         if preset.gpu.name == name:
             if ranks % nodes or ranks // nodes > preset.gpus_per_node:
