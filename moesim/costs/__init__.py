@@ -8,6 +8,7 @@ answer      Answer: a cost, the inputs as understood, the JSON
 hardware    the GPU, the cluster and the group that were named
 expert_ffn, gemm, attention          on one GPU
 all_to_all, collective               between GPUs
+exchange_traffic, exchange_picture   what an all-to-all sends, drawn or expected; the load on each link, drawn
 loads       tokens of the most loaded rank
 table       a CSV of cases: read, priced, written with the answers
 """

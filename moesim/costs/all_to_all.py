@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
-import numpy as np
-
 from moesim.alltoall import ALGORITHMS, FUSED, REAL_ROWS, Traffic, all_to_all, busiest_bytes, slower, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.cost import Cost
@@ -115,7 +113,7 @@ def price_all_to_all(asked: AllToAll) -> Answer:
         more["fused"] = {name: each for name, each in found_s.items() if name in FUSED}
         more["cannot_run"] = found.cannot_run
     loads = busiest_bytes(found.cluster, found.group, traffic, chosen, asked.direction)
-    more["busiest"] = {kind: float(size.mean()) for kind, size in loads.items() if np.any(size > 0)}
+    more["busiest"] = {kind: float(size.mean()) for kind, size in loads.items() if size.mean() >= 1}
     contention = float(slower(found.cluster, found.group, traffic, chosen, asked.direction).mean())
     if contention > FEEL:
         more["contention"] = contention
