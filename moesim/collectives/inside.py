@@ -83,7 +83,8 @@ def _slowed(cluster: Cluster, group: Group, op: str, found: Cost) -> Cost:
 
 @lru_cache(maxsize=256)
 def _slowest_port(cluster: Cluster, group: Group) -> float:
-    return min(float(worth.min()) for name, worth in families(cluster, group).items() if name.startswith("up_"))
+    ports = (float(worth.min()) for name, worth in families(cluster, group).items() if name.startswith("up_"))
+    return min(ports, default=1.0)  # a mesh has none
 
 
 def _ring(
