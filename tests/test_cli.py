@@ -204,7 +204,10 @@ def test_list_says_what_is_there(what, capsys):
             "mixtral-8x7b mixtral-8x22b deepseek-v2-lite deepseek-v3 qwen3-30b-a3b qwen3-235b-a22b gpt-oss-20b "
             "gpt-oss-120b llama-4-scout llama-4-maverick kimi-k2 olmoe-1b-7b llama-3.1-8b",
         ),
-        ("clusters", "dgx-a100 dgx-h100 dgx-h200 hgx-h800 hgx-b200 gb200-nvl72 hgx-b300 gb300-nvl72 pcie-l40s pcie-a30"),
+        (
+            "clusters",
+            "dgx-a100 dgx-h100 dgx-h200 hgx-h800 hgx-b200 gb200-nvl72 hgx-b300 gb300-nvl72 pcie-l40s pcie-a30",
+        ),
     ],
 )
 def test_the_promised_presets_are_listed(what, promised, capsys):

@@ -13,7 +13,8 @@ from moesim.errors import MoesimError
 from moesim.units import GIB
 
 NAMES = [
-    "dgx-a100", "dgx-h100", "dgx-h200", "hgx-h800", "hgx-b200", "gb200-nvl72", "hgx-b300", "gb300-nvl72", "pcie-l40s", "pcie-a30", "tpu-v3",
+    "dgx-a100", "dgx-h100", "dgx-h200", "hgx-h800", "hgx-b200", "gb200-nvl72", "hgx-b300", "gb300-nvl72",
+    "pcie-l40s", "pcie-a30", "tpu-v3",
 ]  # fmt: skip
 
 
