@@ -10,7 +10,7 @@ The sizes of class flows come from ``Pairs.between`` alone: copies of pairs are 
 link of a class carries the same flows, as equal traffic does; else the busiest links stay exact and the others are
 averaged. Links equal to the busiest, or to the next, go with it, and no bin is narrower than the noise of a draw. On
 trees of 64 and 256 ranks the mean error is 0.7 %, 1.9 % at worst of 50 cases, steps included; six bins would give 0.5
-and 1.3 % for twice the flows. It grows with the ranks, always late: at 1,024 ranks 1.6 and 2.0 % in a tree of 2:1,
+and 1.3 % for twice the flows. It grows with the ranks, on the late side: at 1,024 ranks 1.6 and 2.0 % in a tree of 2:1,
 3.0 and 4.5 % at 4:1 (studies/network_speed).
 
 Folded are the flows for which two kinds of link can both be the slow one: NICs and the ways up from leaf switches,
