@@ -288,6 +288,25 @@ def test_what_leaves_arrives_in_every_phase_along_rails_and_over_pods(copies):
     assert rails.totals()[0].sum() == pytest.approx(crossing)
 
 
+@pytest.mark.parametrize("fabric", [each.fabric for each, _ in PLACES[:-1]])
+@pytest.mark.parametrize(("nodes", "per_node"), [(3, 1), (3, 3), (2, 5), (6, 8), (1, 7)])
+def test_groups_of_any_shape_are_priced_with_tokens_or_none(fabric, nodes, per_node):
+    cluster, group = (
+        replace(load_cluster("pcie-l40s", 6), fabric=fabric),
+        Group(size=nodes * per_node, per_node=per_node),
+    )
+    rng = np.random.default_rng(0)
+    share = rng.random(group.size)
+    share /= share.sum()
+    for sent in (rng.random((2, group.size)) * 99, np.zeros((2, group.size))):
+        both = Traffic(pairs=Product(sent=sent, share=np.tile(share, (2, 1))), tokens=9.0, token_bytes=1e5, share=share)
+        for name in ALGORITHMS:
+            if unsupported(cluster, group, name) is None and not (fabric.inside == "mesh" and name == "linear"):
+                found = all_to_all(cluster, group, both, name)
+                assert np.all(np.isfinite(found.seconds))
+                assert np.all(found.bound_s <= found.seconds)
+
+
 # -- who beats whom --
 
 
