@@ -8,8 +8,8 @@ from statistics import median
 
 import pytest
 
-from moesim.cli import main
 from moesim.alltoall import FUSED
+from moesim.cli import main
 from moesim.cluster import load_cluster
 from moesim.errors import MoesimError
 from moesim.metrics import TIME_METRIC, does_not_fit, measure, play, steady_seconds
