@@ -231,6 +231,11 @@ def test_a_fabric_that_cannot_be_is_refused_in_one_line(fabric, says):
     assert "\n" not in str(error.value)
 
 
+def test_two_wires_between_the_same_ends_are_refused():
+    with pytest.raises(MoesimError, match="two join the same ends"):
+        wired(("gpu0", "gpu1"), ("gpu1", "gpu0"))
+
+
 @pytest.mark.parametrize("bandwidth", [0.0, -1e9, float("inf")])
 def test_a_wire_without_capacity_is_refused(bandwidth):
     with pytest.raises(MoesimError, match="give a number above zero"):

@@ -45,7 +45,7 @@ class Wire:
 class Degraded:
     """Links that carry only a ``share`` of what they should, in both directions.
 
-    up: a GPU's link inside its node. nic: a NIC. uplink: a leaf's way up, and then ``node`` counts leaves.
+    up: a GPU's link inside its node, in a torus the cables that leave its place. nic: a NIC. uplink: a leaf's way up, and then ``node`` counts leaves.
     Without an ``index`` all of the node's are slow, as in a node with fewer NICs than the others.
     """
 
@@ -89,6 +89,9 @@ class Fabric:
             raise MoesimError(f"fabric torus {list(self.torus)}: give places along each dimension with inside=torus")
         if bool(self.wires) != (self.inside == "graph"):
             raise MoesimError(f"fabric inside={self.inside} with {len(self.wires)} wires: they belong to inside=graph")
+        joined = {frozenset((wire.one, wire.other)) for wire in self.wires}
+        if len(joined) < len(self.wires):
+            raise MoesimError("fabric wires: two join the same ends: give one of their bandwidth together")
         for what, number in (
             ("host_bytes_per_s", 1.0 if self.host_bytes_per_s is None else self.host_bytes_per_s),
             ("oversubscription", self.oversubscription),
