@@ -46,7 +46,8 @@ class Degraded:
     """Links that carry only a ``share`` of what they should, in both directions.
 
     up: a GPU's link inside its node; in a torus the cables that leave its place. nic: a NIC. uplink: a leaf's way
-    up, and then ``node`` counts leaves. Without an ``index`` all of the node's are slow, as in a node with fewer NICs than the others.
+    up, and then ``node`` counts leaves. Without an ``index`` all of the node's are slow, as in a node with fewer
+    NICs than the others.
     """
 
     link: DegradedKind
