@@ -140,7 +140,7 @@ def test_without_a_c_compiler_the_gpu_is_refused_in_one_line_before_any_point(mo
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     for name in ("ones", "zeros"):
         monkeypatch.setattr(torch, name, lambda *_, device: None)
-    monkeypatch.setattr("moesim.calibrate.interference.hold_sms", no_compiler)
+    monkeypatch.setattr("moesim.calibrate.hold_sms.hold_sms", no_compiler)
     with (
         torch.random.fork_rng(),
         pytest.raises(MoesimError, match=r"Failed to find C compiler.*python3-dev") as refusal,

@@ -122,7 +122,7 @@ def _check_triton() -> None:
     """Compile and run one kernel: better one error now than one for each point."""
     import torch
 
-    from moesim.calibrate.interference import hold_sms
+    from moesim.calibrate.hold_sms import hold_sms
 
     try:
         one, other = torch.ones(1, device="cuda"), torch.zeros(1, device="cuda")

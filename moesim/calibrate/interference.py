@@ -10,16 +10,14 @@ from pinned memory, which holds no SM but takes memory bandwidth.
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import torch
-import triton
-import triton.language as tl
 
 from moesim.calibrate.bench import Bench, SkipError
+from moesim.calibrate.hold_sms import hold_sms
 from moesim.calibrate.points import Point
 from moesim.calibrate.timing import Call, Timing, figure, summary
-from moesim.kernels.grouped_gemm import loop_bound
 
 Hold = Callable[[int], object]  # copies a buffer so many times
 
@@ -27,22 +25,7 @@ _CALLS: Final = 4  # kernels in one sample
 _REPEATS: Final = 10
 _MOST_ROUNDS: Final = 2**14
 _VALUES: Final = 2**24  # float32 of the copied buffer: beyond the L2
-_BLOCK: Final = 8192
-_WARPS: Final = 32  # 1,024 threads hold half of an SM's registers: no tile of a large GEMM fits beside them
 _SLEEP_CYCLES: Final = 200_000  # about 0.1 ms for the copy to begin
-
-
-def _copy_rounds(  # quoted: triton reads annotations and knows no Any
-    from_ptr: "Any", to_ptr: "Any", values: "Any", rounds: "Any", steps: "Any", block: tl.constexpr
-) -> None:
-    """Every program copies its share of the buffer, ``rounds`` times; ``steps`` blocks a program and round."""
-    for _ in range(loop_bound(rounds)):
-        for step in range(loop_bound(steps)):
-            at = (step * tl.num_programs(0) + tl.program_id(0)) * block + tl.arange(0, block)
-            tl.store(to_ptr + at, tl.load(from_ptr + at, mask=at < values), mask=at < values)
-
-
-copy_rounds: Final = triton.jit(_copy_rounds)
 
 
 def measure(bench: Bench, point: Point) -> dict[str, str]:
@@ -99,12 +82,6 @@ def samples(call: Call, hold: Hold | None) -> list[float]:
 def _sm_copy(programs: int) -> Hold:
     source, target = (torch.ones(_VALUES, device="cuda") for _ in range(2))
     return lambda rounds: hold_sms(source, target, programs, rounds)
-
-
-def hold_sms(source: torch.Tensor, target: torch.Tensor, programs: int, rounds: int) -> None:
-    """Launch the copy kernel: ``programs`` programs for ``rounds`` rounds."""
-    steps = -(-source.numel() // (programs * _BLOCK))
-    copy_rounds[(programs,)](source, target, source.numel(), rounds, steps, block=_BLOCK, num_warps=_WARPS)
 
 
 def _engine_copy() -> Hold:

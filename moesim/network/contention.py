@@ -4,11 +4,11 @@
 
 It is one where flows can wait for one kind of link only: behind a switch, over a mesh, along rails. Two kinds can bind
 together where the way up from a leaf is narrower than the NICs below it, behind a host's memory (PCIe and memory), and
-on a graph. Even then it counts as one while the less busy kind has less than ``ALIKE`` of the other's time: 0.3 % below the fluid on
-average, 1.7 % at worst of 43 draws (64 to 1,024 ranks, 1:1 to 16:1). Class flows are solved in steps of ``STEP`` of
-the bound, within 0.2 % of every end in turn on average. They are folded at every size: at 16 to 64 ranks the fold is
-as near to the flows of all pairs as those are in steps (1.2 % at worst), and several times as fast. A torus counts as
-its busiest link, and so does a graph with too many ways to play.
+on a graph. Even then it counts as one while the less busy kind has less than ``ALIKE`` of the other's time: 0.3 %
+below the fluid on average, 1.7 % at worst of 43 draws (64 to 1,024 ranks, 1:1 to 16:1). Class flows are solved in
+steps of ``STEP`` of the bound, within 0.2 % of every end in turn on average. They are folded at every size: at 16 to
+64 ranks the fold is as near to the flows of all pairs as those are in steps (1.2 % at worst), and several times as
+fast. A torus counts as its busiest link, and so does a graph with too many ways to play.
 """
 
 from typing import Final, cast
