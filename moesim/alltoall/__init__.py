@@ -82,7 +82,7 @@ def all_to_all(
     """Seconds of one dispatch or combine. ``copies[..., src, dst]`` gives costs of shape ``[...]``."""
     _check(cluster, group, traffic, algorithm)
     if group.size == 1:
-        zero = np.zeros(traffic.pairs.shape)
+        zero = np.zeros(traffic.pairs.shape) * traffic.token_bytes
         return cost(zero, 0.0, zero, cluster.scale_up.kind, BASIS["published"], "one rank exchanges nothing")
     if direction == "dispatch":
         return ALGORITHMS[algorithm](cluster, group, traffic, direction)

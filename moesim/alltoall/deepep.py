@@ -178,7 +178,7 @@ def _far_copies(copies: dict[str, FloatArray]) -> FloatArray:
     return np.maximum(copies["nic"], copies.get("uplink", 0.0))
 
 
-def _peak_s(cluster: Cluster, copies: dict[str, FloatArray], token_bytes: float) -> FloatArray:
+def _peak_s(cluster: Cluster, copies: dict[str, FloatArray], token_bytes: FloatArray | float) -> FloatArray:
     up_s = copies["up"] * token_bytes / cluster.scale_up.peak_bytes_per_s
     if "nic" not in copies:
         return up_s

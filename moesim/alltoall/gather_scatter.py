@@ -16,6 +16,6 @@ from moesim.cost import Cost
 
 def gather_scatter(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Seconds of the collective; equal for every draw of the routing."""
-    everything_bytes = np.full(traffic.pairs.shape, group.size * traffic.tokens * traffic.token_bytes)
+    everything_bytes = np.ones(traffic.pairs.shape) * group.size * traffic.tokens * traffic.token_bytes
     collective = all_gather if direction == "dispatch" else reduce_scatter
     return collective(cluster, group, everything_bytes)

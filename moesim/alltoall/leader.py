@@ -97,7 +97,9 @@ def _between(cluster: Cluster, group: Group, traffic: Traffic) -> Loads:
     return found
 
 
-def _gather(cluster: Cluster, group: Group, copies: Loads, token_bytes: float) -> tuple[FloatArray, FloatArray]:
+def _gather(
+    cluster: Cluster, group: Group, copies: Loads, token_bytes: FloatArray | float
+) -> tuple[FloatArray, FloatArray]:
     """Seconds as achieved and at peak."""
     each = copies["node"] * token_bytes * (group.per_node - 1) / group.per_node**2  # a port's share of the bytes
     together = busiest(cluster, group.per_node, {"up": each})

@@ -25,7 +25,8 @@ MOST_RANKS: Final = 256
 def pairwise(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Seconds of all steps, each by its busiest link."""
     copies = remembered(traffic, ("pairwise", cluster, group), lambda: _steps(cluster, group, traffic))
-    size_bytes = {kind: each * traffic.token_bytes for kind, each in copies.items()}
+    token_bytes = np.asarray(traffic.token_bytes)[..., None]  # the same in every step
+    size_bytes = {kind: each * token_bytes for kind, each in copies.items()}
     steps = busiest(cluster, group.per_node, size_bytes)
     moving_s, start_s = steps.seconds.sum(axis=-1), (group.size - 1) * step_start_s(cluster, group)
     return cost(

@@ -24,20 +24,21 @@ class Traffic:
     token_bytes             bytes of one copy: hidden x dtype, scales included
     share[..., expert]      popularity of each expert, in the order of their ranks; it sums to one
     top_k, groups           experts of a token; groups of experts, and how many of them a token may use
-    chunks                  token_bytes is one of so many parts of a row: it stands for whole rows of fewer tokens
+    chunks                  token_bytes is one of so many parts of a row: it stands for whole rows of fewer tokens.
+                            Both may be [size, 1]: then costs have the shape [size, ...]
     """
 
     pairs: Pairs
     tokens: float
-    token_bytes: float
+    token_bytes: FloatArray | float
     share: FloatArray | None = None
     top_k: int = 1
     groups: tuple[int, int] = (1, 1)
-    chunks: int = 1
+    chunks: NDArray[np.integer] | int = 1
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # loads that follow from copies alone
 
     def __post_init__(self) -> None:
-        if self.token_bytes <= 0 or self.tokens < 0:
+        if np.any(np.asarray(self.token_bytes) <= 0) or self.tokens < 0:
             raise MoesimError(f"{self.tokens} tokens of {self.token_bytes} bytes: at least 0 of more than 0 bytes")
 
 
@@ -70,7 +71,7 @@ def _transposed(traffic: Traffic) -> Traffic:
     return replace(traffic, pairs=traffic.pairs.turned(), memo={})
 
 
-def resized(traffic: Traffic, token_bytes: float, chunks: int = 1) -> Traffic:
+def resized(traffic: Traffic, token_bytes: FloatArray | float, chunks: NDArray[np.integer] | int = 1) -> Traffic:
     """The same copies with other bytes: what was found out about their loads stays known."""
     return replace(traffic, token_bytes=token_bytes, chunks=chunks)
 

@@ -36,7 +36,7 @@ def draw(given: dict[str, Any], path: Path) -> None:
     traffic = found.traffic(found.chosen)
     pairs = traffic.pairs if asked.direction == "dispatch" else traffic.pairs.turned()
     route = ROUTES.get(found.chosen, "forwarded")
-    loads = edge_loads(found.cluster, found.group, pairs, route, copy_bytes=traffic.token_bytes)
+    loads = edge_loads(found.cluster, found.group, pairs, route, copy_bytes=float(traffic.token_bytes))
     drawn, ax = figure(*SIZES_IN.get(found.cluster.fabric.inside, (12.0, 5.5)))
     topology(graph(found.cluster), ax, loads)
     ax.set_title(title(found, asked.direction), fontsize="medium")

@@ -18,7 +18,7 @@ from itertools import product
 from typing import NamedTuple
 
 from moesim.alltoall import ALGORITHMS, FUSED, Direction, unsupported
-from moesim.cluster import Group
+from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError
 from moesim.memory import memory
 from moesim.metrics import does_not_fit
@@ -168,19 +168,22 @@ def _undominated(fitting: list[Strategy]) -> list[Strategy]:
 def variants(scenario: Scenario, frame: Strategy) -> Options:
     """Ways of communicating that differ for this frame and can be the best."""
     everything = tuple(_variants(scenario, frame))
+    if not _dispatches(scenario, frame):
+        return Options(everything, 0)
     key, group = pass_key(scenario, frame), groups(frame, scenario.cluster)["ep"]
-    kept = [
-        one
+    winners = {
+        (one.chunks, one.placement): fastest(scenario, spread(scenario, variant_key(key, *one)), group, one.chunks)
         for one in everything
-        if one.all_to_all in fastest(scenario, spread(scenario, variant_key(key, *one)), group, one.chunks)
-    ] if _dispatches(scenario, frame) else everything  # fmt: skip
-    return Options(tuple(kept), len(everything) - len(kept))
+        if one.all_to_all == everything[0].all_to_all
+    }
+    kept = tuple(one for one in everything if one.all_to_all in winners[one.chunks, one.placement])
+    return Options(kept, len(everything) - len(kept))
 
 
 def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
     """Every way of communicating that can run."""
     dispatches = _dispatches(scenario, frame)
-    usable = usable_on(scenario, groups(frame, scenario.cluster)["ep"]) if dispatches else ("linear",)
+    usable = usable_on(scenario.cluster, groups(frame, scenario.cluster)["ep"]) if dispatches else ("linear",)
     overlaps = [(1, "none"), *((n, "chunked") for n in (CHUNKS if dispatches else CHUNKS[:1]))]
     skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
     for algorithm, (chunks, overlap) in product(usable, overlaps):
@@ -192,9 +195,10 @@ def _dispatches(scenario: Scenario, frame: Strategy) -> bool:
     return frame.ep > 1 and splits_tokens(scenario, frame.tp, frame.ep * frame.etp)
 
 
-def usable_on(scenario: Scenario, group: Group) -> tuple[str, ...]:
+@lru_cache(maxsize=256)
+def usable_on(cluster: Cluster, group: Group) -> tuple[str, ...]:
     """All-to-alls that can run on a group."""
-    return tuple(n for n in ALGORITHMS if n not in FUSED and unsupported(scenario.cluster, group, n) is None)
+    return tuple(name for name in ALGORITHMS if name not in FUSED and unsupported(cluster, group, name) is None)
 
 
 @lru_cache(maxsize=16384)
@@ -209,7 +213,7 @@ def fastest(scenario: Scenario, load: Spread, group: Group, chunks: int) -> froz
             float(experts.exchange(scenario, load, group, name, chunks, way, size).slowest.mean())
             for way, size in dict.fromkeys(ways)
         ]
-        for name in usable_on(scenario, group)
+        for name in usable_on(scenario.cluster, group)
     }
     ordered = sorted(seconds, key=lambda name: sum(seconds[name]))  # no later one beats an earlier one both ways
     kept: list[str] = []

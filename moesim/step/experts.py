@@ -7,7 +7,7 @@ Where tokens are held by every tensor-parallel rank and the experts are spread o
 nothing is dispatched: each rank computes its experts for all tokens and the outputs are summed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -17,7 +17,7 @@ from moesim.alltoall import Direction, Traffic, all_to_all, copies_by_rank, resi
 from moesim.cluster import Group
 from moesim.collectives import all_gather, reduce_scatter
 from moesim.compute import expert_ffn, gradient
-from moesim.cost import ESTIMATED, FloatArray
+from moesim.cost import ESTIMATED, Cost, FloatArray
 from moesim.model import Experts, Layer
 from moesim.network import Dense
 from moesim.placement import PLACEMENTS
@@ -28,6 +28,7 @@ from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 
 RANK_CLASSES: Final = 6
 WORST_ALONE: Final = 2
+TOGETHER: Final = (1, 2, 4, 8)  # numbers of chunks that the planner tries
 AVERAGE_TOKENS: Final = 1024  # of each expert in an average-load draw; scaled to the real number
 FP8_ROW: Final = 1.0 + 4.0 / 128  # bytes per value: fp8 and one fp32 scale per 128 values
 
@@ -139,7 +140,6 @@ def backward_of(scenario: Scenario, forward: Price, which: str) -> Price:
     return scaled(forward, found.slower, basis=found.measured.basis, error=found.error)
 
 
-@lru_cache(maxsize=16384)
 def exchange(
     scenario: Scenario,
     spread: Spread,
@@ -150,9 +150,28 @@ def exchange(
     row_bytes: float,
 ) -> Price:
     """One chunk of dispatch or combine: every GPU of an expert-TP group moves its share of the copies."""
-    share = row_bytes / (chunks * spread.etp)  # a part of every row is as long as every row of a part
-    traffic = resized(_traffic(scenario, spread), share * scenario.model.hidden, chunks)
-    return price("all-to-all", all_to_all(scenario.cluster, group, traffic, algorithm, direction))
+    together = TOGETHER if chunks in TOGETHER else (chunks,)
+    return _exchanges(scenario, spread, group, algorithm, together, direction, row_bytes)[chunks]
+
+
+@lru_cache(maxsize=8192)
+def _exchanges(
+    scenario: Scenario, spread: Spread, group: Group, algorithm: str, chunks: tuple[int, ...], direction: Direction,
+    row_bytes: float,
+) -> dict[int, Price]:  # fmt: skip
+    """The same for several numbers of chunks, priced in one call."""
+    parts = np.array(chunks)[:, None]
+    share = row_bytes / (parts * spread.etp)  # a part of every row is as long as every row of a part
+    traffic = resized(_traffic(scenario, spread), share * scenario.model.hidden, parts)
+    found = all_to_all(scenario.cluster, group, traffic, algorithm, direction)
+    return {number: price("all-to-all", _one_of(found, index)) for index, number in enumerate(chunks)}
+
+
+def _one_of(many: Cost, index: int) -> Cost:
+    """One of the costs along the first axis."""
+    return replace(
+        many, seconds=many.seconds[index], low=many.low[index], high=many.high[index], bound_s=many.bound_s[index]
+    )
 
 
 @lru_cache(maxsize=1024)
