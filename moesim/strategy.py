@@ -138,7 +138,8 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     found = groups(strategy, cluster)
     if any(group.nodes > cluster.nodes for group in found.values()):
         return "the ranks of a group fall unevenly on the nodes"
-    return _why_not_layers(model, strategy) or unsupported(cluster, found["ep"], strategy.all_to_all)
+    exchange = unsupported(cluster, found["ep"], strategy.all_to_all) if strategy.ep > 1 else None
+    return _why_not_layers(model, strategy) or exchange
 
 
 def _why_not_layers(model: Model, strategy: Strategy) -> str | None:

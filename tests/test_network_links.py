@@ -140,9 +140,19 @@ def test_a_node_with_half_its_nics_is_slow_on_all_of_them():
     assert families(slow, FOUR)["nic_out"].tolist() == [0.5, 0.5, 1, 1]
 
 
-def test_damage_outside_the_group_costs_it_nothing():
-    slow = cluster(nodes=4, degraded=(Degraded(link="nic", node=3, share=0.1),))
-    assert waits(slow, FOUR, HAND)["nic"] == waits(cluster(nodes=4), FOUR, HAND)["nic"]
+def test_a_group_stands_for_the_slowest_of_its_kind():
+    # a slow NIC of node 3 is in the way of the group on nodes 2 and 3, as one of node 1 is of the group on 0 and 1
+    there = cluster(nodes=4, degraded=(Degraded(link="nic", node=3, index=1, share=0.5),))
+    here = cluster(nodes=4, degraded=(Degraded(link="nic", node=1, index=1, share=0.5),))
+    assert families(there, FOUR)["nic_in"].tolist() == families(here, FOUR)["nic_in"].tolist() == [1, 1, 1, 0.5]
+
+
+def test_a_leaf_with_fewer_nodes_has_as_wide_a_way_up():
+    # three nodes, two below a leaf: the last leaf has one node and room for two
+    odd = cluster(nodes=3, between="tree", leaf_nodes=2)
+    assert families(odd, Group(size=6, per_node=2))["leaf_up"].tolist() == [4, 4]
+    full = cluster(nodes=4, between="tree", leaf_nodes=2)
+    assert families(full, Group(size=6, per_node=2))["leaf_up"].tolist() == [4, 2]  # half of the last leaf is others'
 
 
 FABRICS = [

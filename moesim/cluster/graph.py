@@ -151,23 +151,29 @@ def _nics(net: "nx.DiGraph[str]", cluster: Cluster, node: int) -> None:
 def _leaves(net: "nx.DiGraph[str]", cluster: Cluster, out: Link) -> None:
     """NICs to their leaves; leaves to the spine, but for rails without one."""
     fabric, nics, gpus = cluster.fabric, cluster.nics_per_node, cluster.gpus_per_node
-    below = [0.0] * fabric.leaves(cluster.nodes, nics)  # bytes/s of the undamaged NICs of each leaf
-    net.add_nodes_from((leaf_name(leaf) for leaf in range(len(below))), kind="leaf")
     sharers = [sum(local * nics // gpus == nic for local in range(gpus)) for nic in range(nics)]
+    below = [share * cluster.nodes for share in sharers]  # GPUs below each leaf; below a tree's where it is full
+    if fabric.between == "tree":
+        below = [gpus * fabric.leaf_nodes] * fabric.leaves(cluster.nodes, nics)
+    net.add_nodes_from((leaf_name(leaf) for leaf in range(len(below))), kind="leaf")
     for node in range(cluster.nodes):
         for nic, share in enumerate(sharers):
             leaf, whole = (
                 node // fabric.leaf_nodes if fabric.between == "tree" else nic,
                 share * out.bandwidth_bytes_per_s,
             )
-            below[leaf] += whole
             left = whole * _left(cluster, "nic", node, nic)
             _join(net, nic_name(node, nic), leaf_name(leaf), kind="nic", bandwidth=left, latency_s=out.latency_s / 2)
     if fabric.between == "rail_only":
         return
     net.add_node("spine", kind="spine")
-    for leaf, whole in enumerate(below):
-        up = whole / (fabric.oversubscription * fabric.ecmp) * _left(cluster, "uplink", leaf, 0)
+    for leaf, ranks in enumerate(below):
+        up = (
+            ranks
+            * out.bandwidth_bytes_per_s
+            / (fabric.oversubscription * fabric.ecmp)
+            * _left(cluster, "uplink", leaf, 0)
+        )
         _join(net, leaf_name(leaf), "spine", kind="uplink", bandwidth=up, latency_s=0.0)
 
 

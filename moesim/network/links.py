@@ -14,9 +14,10 @@ What a link carries follows from the copies, the fabric and the ``route``:
     forwarded      between nodes by NVLink to the GPU of the destination's rail, then along the rail (PXN)
     direct         from the source's own NIC to the destination's
 
-A group stands on the first GPUs of the first nodes; with one rank a node, on the slowest rail. Ranks of other
-groups on the same NIC or leaf are busy alike: the group has its share of a link. ``waits`` are copies: as many as
-a whole link of the kind, a GPU's own, moves in the time that the busiest one takes for its load.
+A group stands for all of its kind in the cluster, and so for the slowest: damage anywhere counts as if it were the
+group's own, at the same place of a node (modulo its size). Ranks of other groups on the same NIC or leaf are busy
+alike: the group has its share of a link. ``waits`` are copies: as many as a whole link of the kind, a GPU's own,
+moves in the time that the busiest one takes for its load.
 """
 
 from collections.abc import Callable
@@ -173,10 +174,14 @@ def _nics(cluster: Cluster, group: Group) -> dict[str, FloatArray]:
 
 
 def _uplinks(cluster: Cluster, group: Group) -> dict[str, FloatArray]:
-    """What the ranks below a leaf could send, over the oversubscription and the unevenness of hashing."""
+    """What a full leaf could send, over the oversubscription and the unevenness of hashing: the group's share of it."""
     fabric = cluster.fabric
-    below = np.bincount(leaf_of(cluster, group)).astype(float) / (fabric.oversubscription * fabric.ecmp)
-    return {"leaf_up": below, "leaf_down": below.copy()}
+    below = np.bincount(leaf_of(cluster, group)).astype(float)
+    if fabric.between == "tree":  # a leaf with fewer nodes than the others has as wide a way up
+        nodes = np.minimum(cluster.nodes - np.arange(below.size) * fabric.leaf_nodes, fabric.leaf_nodes)
+        below = below * fabric.leaf_nodes / nodes
+    worth = below / (fabric.oversubscription * fabric.ecmp)
+    return {"leaf_up": worth, "leaf_down": worth.copy()}
 
 
 def _by_nic(cluster: Cluster, group: Group, by_rank: FloatArray) -> FloatArray:
@@ -187,14 +192,15 @@ def _by_nic(cluster: Cluster, group: Group, by_rank: FloatArray) -> FloatArray:
 
 
 def _damaged(name: str, worth: FloatArray, slow: Degraded, cluster: Cluster, group: Group) -> FloatArray:
-    """``worth`` with a share of it left on the slow links; those outside the group are none of its links."""
+    """``worth`` with a share of it left on the slow links, wherever in the cluster they are."""
     here = 1 if name.startswith("leaf") else worth.size // group.nodes  # links of a node, or of a leaf
     owner = _OWNER[name](cluster, group, np.arange(here)) if name in _OWNER else np.arange(here)[None]  # [end, link]
-    any_rail = slow.index is None or (slow.link == "nic" and group.per_node == 1)  # one rank a node: the worst rail
-    mine = np.ones(here, dtype=bool) if any_rail else np.any(owner == slow.index, axis=0)
-    hit = np.zeros(worth.size, dtype=bool)
-    hit[slow.node * here : (slow.node + 1) * here] = mine[: max(0, worth.size - slow.node * here)]
-    return np.where(hit, worth * slow.share, worth)
+    mine = np.ones(here, dtype=bool)
+    if slow.index is not None:
+        mine = np.any(owner == slow.index % (int(owner.max()) + 1), axis=0)
+    hit = np.zeros((worth.size // here, here), dtype=bool)
+    hit[slow.node % len(hit)] = mine
+    return np.where(hit.ravel(), worth * slow.share, worth)
 
 
 # Which of a node's GPUs a link belongs to, where it is not one after another: both ends of a mesh link; the place.

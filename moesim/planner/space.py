@@ -67,7 +67,8 @@ def space(scenario: Scenario, some_layouts: Sequence[Strategy] | None = None) ->
     found: list[Strategy] = []
     infeasible: Counter[str] = Counter()
     dominated = 0
-    for layout in layouts(scenario) if some_layouts is None else some_layouts:
+    for given in layouts(scenario) if some_layouts is None else some_layouts:
+        layout = _with_exchange(scenario, given)
         some = sum(1 for _ in _variants(scenario, layout))
         fits = True
         for micro_batch in _micro_batches(scenario, layout):  # ascending: what does not fit will not fit larger
@@ -189,6 +190,12 @@ def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
     for algorithm, (chunks, overlap) in product(usable, overlaps):
         for placement in ("contiguous", "balanced") if skewed else ("contiguous",):
             yield Variant(algorithm, chunks, overlap, placement)
+
+
+def _with_exchange(scenario: Scenario, layout: Strategy) -> Strategy:
+    """The layout with an all-to-all that can run, if there is one: on a torus the plain choice cannot."""
+    usable = usable_on(scenario.cluster, groups(layout, scenario.cluster)["ep"]) if layout.ep > 1 else ()
+    return replace(layout, all_to_all=usable[0]) if usable else layout
 
 
 def _dispatches(scenario: Scenario, frame: Strategy) -> bool:
