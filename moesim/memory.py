@@ -22,6 +22,7 @@ from moesim.model import (
     kv_bytes_per_token,
     layer_parameters,
     projections,
+    row_width,
     stored_tokens,
 )
 from moesim.schedule import in_flight
@@ -202,7 +203,8 @@ def _kept_values(model: Model, layer: Layer, etp: int, recompute: str, imbalance
     attention = hidden + core + every * hidden
     if not isinstance(ffn, Experts):
         return attention + hidden + every * hidden + _ffn_values(ffn.width, ffn.gated, every)
-    copy = etp * (hidden + every * hidden) + _ffn_values(ffn.width, ffn.gated, every)
+    row = row_width(model, layer)
+    copy = etp * (row + every * row) + _ffn_values(ffn.width, ffn.gated, every)
     shared = _ffn_values(ffn.shared_width, ffn.gated, every)
     return attention + hidden + every * hidden + shared + ffn.top_k * copy * imbalance
 

@@ -169,13 +169,13 @@ def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
     told += [f"the {up.kind} bandwidth is an estimate: {up.source}"] if up.basis == "estimated" else []
     if scenario.cluster.nodes > 1:
         told.append("collectives and all-to-all between nodes are a model with assumed start-up times")
-    if strategy.all_to_all.startswith("deepep"):
-        told.append("DeepEP's kernels hold about 20 SMs in normal mode: compute beside them is not slowed down")
+    if strategy.overlap not in ("none", "tiles") and not scenario.profile.tables["interference"]:
+        told.append("what overlaps slows each other down as in one published trace (H800), not as measured here")
     if scenario.workload.trains:
         told.append("kernel times were measured at locked clocks: a run at its power limit is slower")
         told.append("backward passes are priced at the forward kernels' efficiency")
     if scenario.workload.trains and strategy.zero > 1:
-        told.append("ZeRO 2 and 3 traffic hides behind its own layer only, not behind the next one: pessimistic")
+        told.append("ZeRO 2 and 3 traffic hides behind the neighbouring layer, which is taken to be of the same kind")
     if model.moe is not None and not scenario.average:
         told.append(f"MoE layers are played as {LAYER_CLASSES} classes in {BATCH_CLASSES} micro-batches each")
     return told

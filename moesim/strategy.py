@@ -9,20 +9,21 @@ then ep. With tp > 1 the tokens between the blocks are split over tp (sequence p
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from math import gcd
+from math import gcd, isfinite
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.alltoall import ALGORITHMS, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError, choice
-from moesim.model import Experts, Model
+from moesim.model import Experts, Model, in_pairs
 from moesim.placement import PLACEMENTS
 from moesim.schedule import SCHEDULES
 from moesim.workload import Workload
 
 RECOMPUTE: Final = ("none", "selective", "full")
-OVERLAPS: Final = ("none", "chunked")
+OVERLAPS: Final = ("none", "chunked", "shared", "shortcut", "shortcut2", "shortcut3", "dual_batch", "tiles")
+CHUNKED: Final = ("chunked", "shortcut", "shortcut2", "shortcut3")  # may cut the all-to-all into chunks
 MOST_CHUNKS: Final = 256
 ZERO_STAGES: Final = (0, 1, 2, 3)
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
@@ -53,7 +54,7 @@ class Strategy:
     overlap: str = "none"
     schedule: str = "1f1b"
     placement: str = "contiguous"
-    capacity_factor: float | None = None  # None: dropless
+    capacity_factor: float | None = None  # None: dropless; 0: what drops nothing; below: at most that
 
     def __post_init__(self) -> None:
         for name in ("dp", "tp", "ep", "etp", "pp", "cp", "micro_batch", "chunks"):
@@ -65,10 +66,10 @@ class Strategy:
                 raise choice(f"strategy {name}", str(value), [str(k) for k in known])
         if self.chunks > MOST_CHUNKS:
             raise MoesimError(f"strategy has chunks={self.chunks}: give at most {MOST_CHUNKS}")
-        if self.chunks > 1 and self.overlap == "none":
-            raise MoesimError(f"strategy has chunks={self.chunks} with overlap=none: add overlap=chunked")
-        if self.capacity_factor is not None and not 0 < self.capacity_factor < float("inf"):
-            raise MoesimError(f"strategy has capacity_factor={self.capacity_factor}: give a positive number")
+        if self.chunks > 1 and self.overlap not in CHUNKED:
+            raise MoesimError(f"strategy has chunks={self.chunks} with overlap={self.overlap}: add overlap=chunked")
+        if self.capacity_factor is not None and not isfinite(self.capacity_factor):
+            raise MoesimError(f"strategy has capacity_factor={self.capacity_factor}: give a number")
 
     @property
     def world(self) -> int:
@@ -138,8 +139,24 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     found = groups(strategy, cluster)
     if any(group.nodes > cluster.nodes for group in found.values()):
         return "the ranks of a group fall unevenly on the nodes"
+    shape = _why_not_layers(model, strategy) or _why_not_overlap(model, workload, strategy)
     exchange = unsupported(cluster, found["ep"], strategy.all_to_all) if strategy.ep > 1 else None
-    return _why_not_layers(model, strategy) or exchange
+    return shape or exchange
+
+
+def _why_not_overlap(model: Model, workload: Workload, strategy: Strategy) -> str | None:
+    """Overlap inside a layer that the model, or the kernels there are, cannot have."""
+    if strategy.overlap.startswith("shortcut") and model.moe is None:
+        return "a shortcut needs experts"
+    if strategy.overlap in ("shortcut2", "shortcut3") and not in_pairs(model):
+        return f"{strategy.overlap} needs a dense layer before every MoE layer"
+    if (strategy.overlap == "tiles") != (strategy.all_to_all in FUSED):
+        return "overlap=tiles and all_to_all=tiles go together: one kernel computes and sends"
+    if strategy.overlap == "tiles" and workload.trains:
+        return "tiles has no backward pass"
+    if strategy.overlap == "dual_batch" and strategy.micro_batch * workload.queries < 2:
+        return "dual_batch has no token for its second half"
+    return None
 
 
 def _why_not_layers(model: Model, strategy: Strategy) -> str | None:

@@ -168,6 +168,7 @@ def everything(scenario):
     degrees = [d for d in range(1, gpus + 1) if gpus % d == 0]
     own = (1, 2, 4) if trains else (1, 2, 4, 8, 16, 32, 64, 128, 256)
     overlaps = [("none", 1), ("chunked", 1), ("chunked", 2), ("chunked", 4), ("chunked", 8)]
+    overlaps += [] if trains else [("dual_batch", 1)]
     for tp, cp, pp, ep, etp in product(degrees, repeat=5):
         if gpus % (tp * cp * pp):
             continue
@@ -180,7 +181,7 @@ def everything(scenario):
                 recompute=recompute, schedule=schedule, all_to_all=all_to_all, overlap=overlap, chunks=chunks,
                 placement=placement,
             )  # fmt: skip
-            plain = all_to_all == "linear" and chunks == 1 and placement == "contiguous"
+            plain = all_to_all == "linear" and chunks == 1 and overlap != "dual_batch" and placement == "contiguous"
             same_thing_twice = (ep == 1 and not plain) or (pp == 1 and schedule == "gpipe")
             if not same_thing_twice and why_not(scenario.model, scenario.cluster, scenario.workload, one) is None:
                 yield one

@@ -136,7 +136,7 @@ def test_an_op_too_short_for_its_name_shows_its_initial_and_the_legend_says_what
 def test_every_op_of_every_program_has_a_colour():
     flags = ("tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients")
     for moe, on in product((True, False), (True, False)):
-        shape = LayerShape(moe=moe, chunks=2, overlap=True, **dict.fromkeys(flags, on))
+        shape = LayerShape(moe=moe, chunks=2, overlap="chunked", **dict.fromkeys(flags, on))
         programs = [forward_layer(shape)]
         programs += [backward_layer(shape, recompute=r) for r in ("none", "selective", "full")]
         assert {FAMILIES[op.name.split()[0]] for program in programs for op in program} <= set(COLOURS)

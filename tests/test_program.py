@@ -1,12 +1,24 @@
 """What overlaps with what: the builder, a layer's ops, a step's ops."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.program import Builder, LayerShape, Passes, backward_layer, forward_layer, pipeline
+from moesim.program import (
+    LAYERS,
+    Builder,
+    LayerShape,
+    Passes,
+    backward_layer,
+    forward_layer,
+    pair_layer,
+    pipeline,
+)
+from moesim.strategy import CHUNKED
 
-PLAIN = LayerShape(moe=True, ep=True, overlap=True)
+PLAIN = LayerShape(moe=True, ep=True, overlap="chunked")
 
 
 def names(program, stream):
@@ -85,11 +97,18 @@ def test_replicated_tokens_are_summed_after_attention_and_after_the_experts():
     assert [op.name for op in program] == ["attention", "tp scatter", "route", "experts", "merge", "tp scatter"]
 
 
-def test_zero_3_gathers_weights_first_and_zero_2_scatters_gradients_last():
+def test_zero_3_weights_and_zero_2_gradients_pass_behind_the_compute_of_a_layer():
     program = backward_layer(PLAIN._replace(gathers_weights=True, reduces_gradients=True), recompute="none")
     assert [op.name for op in program if op.stream == "dp"] == ["weight gather", "gradient scatter"]
-    assert program[0].name == "weight gather"
-    assert program[-1].name == "gradient scatter"
+    assert not any(program[i].stream == "dp" for op in program for i in op.waits)
+
+
+def test_a_sliced_input_is_gathered_again_beside_the_data_gradients():
+    # arXiv:2205.05198 section 4.2.2; gradients of the input leave beside those of the weights, serial or not
+    program = backward_layer(LayerShape(moe=False, tp=True), recompute="none")
+    assert names(program, "comm") == ["tp gather", "tp gather again", "tp scatter"] * 2
+    assert waits(program, "ffn weight grad") == ["ffn grad", "tp gather again"]
+    assert waits(program, "tp scatter") == ["ffn grad"]
 
 
 def test_a_step_of_one_stage_is_forward_backward_optimizer():
@@ -125,21 +144,36 @@ def test_a_token_waits_for_the_one_before_it():
 
 
 flags = dict.fromkeys(
-    ("moe", "overlap", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"),
-    st.booleans(),
+    ("moe", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"), st.booleans()
 )
-shapes = st.builds(LayerShape, chunks=st.sampled_from([1, 2, 4]), **flags)
+shapes = st.builds(
+    LayerShape, chunks=st.sampled_from([1, 2, 4]), overlap=st.sampled_from(sorted(LAYERS)), slot=st.integers(0, 1),
+    **flags,
+).map(lambda shape: shape if shape.overlap in CHUNKED else shape._replace(chunks=1))  # fmt: skip
 
 
 @given(shapes, st.sampled_from(["none", "selective", "full"]))
 def test_nothing_waits_for_what_comes_later(shape, recompute):
-    for program in (forward_layer(shape), backward_layer(shape, recompute=recompute)):
+    programs = [forward_layer(shape), pair_layer(shape._replace(overlap="chunked", chunks=1), recompute=recompute)]
+    programs += [backward_layer(shape, recompute=recompute, part=part) for part in ("all", "data", "weights")]
+    for program in programs:
         for index, op in enumerate(program):
             assert all(0 <= i < index for i in op.waits)
             assert set(op.across) <= set(op.waits)
             assert all(program[i].stream != op.stream for i in op.across)
         played = [pair for ops in program.streams.values() for pair in ops]
         assert sorted(played) == list(enumerate(program))
+
+
+@given(shapes, st.sampled_from(["none", "selective"]))
+def test_data_and_weight_gradients_together_are_the_whole_backward_pass(shape, recompute):
+    def ops(part):
+        program = backward_layer(shape, recompute=recompute, part=part)
+        return Counter(op.key for op in program if op.stream == "compute" and op.name != "nothing")
+
+    assert ops("all") == ops("data") + ops("weights")
+    assert all("weight" in key for key in ops("weights"))
+    assert not any("weight" in key for key in ops("data"))
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])

@@ -230,9 +230,19 @@ def test_tokens_in_are_tokens_kept_and_dropped(top_k, tokens, factor, seed):
     assert min(sent.dropped.min(), sent.padding.min()) >= 0
 
 
-def test_a_capacity_factor_of_zero_is_refused():
-    with pytest.raises(MoesimError, match="capacity factor 0 is not above 0"):
-        dispatch(np.array([[[1, 1]]]), 1, 0)
+def test_an_automatic_capacity_is_the_least_that_drops_nothing_and_may_have_a_cap():
+    drawn = np.array([[[5, 1, 1, 1]], [[2, 2, 2, 2]]])  # 8 copies of 4 tokens: an equal share is 2
+    free = dispatch(drawn, 2, 0.0)
+    assert free.dropped.sum() == 0
+    assert (free.tokens + free.padding).tolist() == [[[5] * 4], [[2] * 4]]
+    capped = dispatch(drawn, 2, -1.5)  # at most 3
+    assert (capped.tokens + capped.padding).tolist() == [[[3] * 4], [[2] * 4]]
+    assert (int(capped.dropped.sum()), capped.capacity) == (2, 3)
+
+
+def test_a_capacity_factor_without_a_number_is_refused():
+    with pytest.raises(MoesimError, match="capacity factor nan is no number"):
+        dispatch(np.array([[[1]]]), 1, float("nan"))
 
 
 def test_imbalance_is_largest_over_mean():

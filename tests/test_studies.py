@@ -73,3 +73,19 @@ def test_the_baseline_study_sets_both_predictors_side_by_side(baseline, monkeypa
 def test_the_baseline_study_refuses_a_folder_without_tables(baseline, tmp_path):
     with pytest.raises(MoesimError, match="has no kernel_moe_aic"):
         baseline.read(tmp_path)
+
+
+def test_the_overlap_study_leaves_a_table_and_a_picture(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    import overlap_in_a_layer
+
+    monkeypatch.setattr(sys, "argv", ["overlap_in_a_layer", "--quick", "--out", str(tmp_path)])
+    overlap_in_a_layer.main()
+    frame = pd.read_csv(tmp_path / "overlap_in_a_layer.csv").set_index("overlap")
+    assert frame.index.tolist() == ["none", "dual_batch", "pair"]
+    assert frame.loc["none", "hidden_share"] == 0
+    assert frame.loc["dual_batch", "layer_ms"] < frame.loc["none", "layer_ms"]
+    assert 4 * frame.loc["pair", "layer_ms"] == pytest.approx(129.0, rel=0.10)
+    assert (tmp_path / "overlap_in_a_layer.png").stat().st_size > 10_000
+    assert "dual_batch" in capsys.readouterr().out
+    sys.modules.pop("overlap_in_a_layer", None)

@@ -16,7 +16,7 @@ common           dtypes, sources, refusal, band
 
 from moesim.compute.attention import attention
 from moesim.compute.attention_shape import AttentionShape, attended_pairs
-from moesim.compute.common import DTYPES, LAUNCH_GAP_S
+from moesim.compute.common import DTYPES, LAUNCH_GAP_S, joined, peak_flops
 from moesim.compute.expert import COVERS, expert_ffn
 from moesim.compute.gemm import gemm
 from moesim.compute.kernel import gradient, kernel
@@ -25,5 +25,6 @@ from moesim.compute.memory_bound import memory_bound
 
 __all__ = [
     "COVERS", "DTYPES", "LAUNCH_GAP_S", "AttentionShape", "attended_pairs", "attention", "balanced_load",
-    "expert_ffn", "gemm", "gradient", "kernel", "memory_bound", "power_law_load", "power_law_loads",
+    "expert_ffn", "gemm", "gradient", "joined", "kernel", "memory_bound", "peak_flops", "power_law_load",
+    "power_law_loads",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 layers    Attention, DenseFfn, Experts, Layer, Model
 weights   projections and parameter counts
+pairs     dense and MoE layers that take turns
 work      attended pairs, FLOPs, KV bytes
 presets   MODELS
 hf        load_model: a preset, or a Hugging Face config.json
@@ -9,6 +10,7 @@ hf        load_model: a preset, or a Hugging Face config.json
 
 from moesim.model.hf import load_model
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Model, Published
+from moesim.model.pairs import dense_before, in_pairs
 from moesim.model.presets import MODELS
 from moesim.model.weights import (
     LayerParameters,
@@ -24,6 +26,7 @@ from moesim.model.weights import (
     mtp_parameters,
     parameters,
     projections,
+    row_width,
 )
 from moesim.model.work import (
     TRAINING_PASSES,
@@ -57,12 +60,14 @@ __all__ = [
     "attended",
     "attention_flops",
     "attention_projections",
+    "dense_before",
     "embedding_parameters",
     "expert_parameters",
     "expert_projections",
     "flops_per_token",
     "forward_flops",
     "head_parameters",
+    "in_pairs",
     "kv_bytes",
     "kv_bytes_per_token",
     "layer_flops",
@@ -71,6 +76,7 @@ __all__ = [
     "mtp_parameters",
     "parameters",
     "projections",
+    "row_width",
     "stored_tokens",
     "training_flops",
 ]

@@ -94,12 +94,15 @@ class Experts:
     score_correction: bool = False  # e_score_correction_bias, one value per expert (DeepSeek-V3)
     groups: int = 1  # group-limited routing: a token chooses inside its best top_groups
     top_groups: int = 1
+    travels_at: int = 0  # width of a token on its way: descended before, ascended after (BigMac); 0: the model's
 
     def __post_init__(self) -> None:
         _positive("experts", experts=self.experts, top_k=self.top_k, width=self.width)
         _positive("experts", groups=self.groups, top_groups=self.top_groups)
-        if self.shared_width < 0:
-            raise MoesimError(f"experts have shared_width {self.shared_width}: give 0 or more")
+        if self.shared_width < 0 or self.travels_at < 0:
+            raise MoesimError(
+                f"experts have shared_width {self.shared_width}, travels_at {self.travels_at}: give 0 or more"
+            )
         if self.experts % self.groups or self.top_groups > self.groups:
             raise MoesimError(
                 f"{self.experts} experts in {self.groups} groups of which {self.top_groups} are chosen: "

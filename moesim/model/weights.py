@@ -48,7 +48,12 @@ def projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
     attention = attention_projections(layer.attention, hidden)
     if not isinstance(ffn, Experts):
         return attention + _feed_forward("dense", hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
-    router = (Projection("router", "router", hidden, ffn.experts, "none", ffn.router_bias),)
+    router: tuple[Projection, ...] = (Projection("router", "router", hidden, ffn.experts, "none", ffn.router_bias),)
+    if ffn.travels_at:
+        router += (
+            Projection("descend", "router", hidden, ffn.travels_at, "none"),
+            Projection("ascend", "router", ffn.travels_at, hidden, "none"),
+        )
     shared: tuple[Projection, ...] = ()
     if ffn.shared_width:
         shared = _feed_forward("shared", hidden, ffn.shared_width, gated=ffn.gated, bias=False)
@@ -88,7 +93,12 @@ def expert_projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
     ffn = layer.ffn
     if not isinstance(ffn, Experts):
         return ()
-    return _feed_forward("expert", model.hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
+    return _feed_forward("expert", row_width(model, layer), ffn.width, gated=ffn.gated, bias=ffn.bias)
+
+
+def row_width(model: Model, layer: Layer) -> int:
+    """Values of a token that goes to an expert; BigMac (arXiv:2502.16927) projects it down before and up after."""
+    return getattr(layer.ffn, "travels_at", 0) or model.hidden
 
 
 def expert_parameters(model: Model, layer: Layer) -> int:

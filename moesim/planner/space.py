@@ -17,14 +17,22 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from moesim.alltoall import ALGORITHMS, FUSED, Direction, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError
 from moesim.memory import memory
 from moesim.metrics import does_not_fit
 from moesim.step import experts
 from moesim.step.experts import Spread
-from moesim.step.passes import backward_pass, forward_pass, pass_key, splits_tokens, spread, variant_key
+from moesim.step.passes import (
+    backward_pass,
+    forward_pass,
+    pass_key,
+    priced_key,
+    splits_tokens,
+    spread,
+    variant_key,
+)
 from moesim.step.play import head
 from moesim.step.scenario import Scenario
 from moesim.strategy import RECOMPUTE, Strategy, groups, why_not
@@ -173,11 +181,11 @@ def variants(scenario: Scenario, frame: Strategy) -> Options:
         return Options(everything, 0)
     key, group = pass_key(scenario, frame), groups(frame, scenario.cluster)["ep"]
     winners = {
-        (one.chunks, one.placement): fastest(scenario, spread(scenario, variant_key(key, *one)), group, one.chunks)
+        one[1:]: fastest(scenario, spread(scenario, priced_key(variant_key(key, *one))), group, one.chunks)
         for one in everything
         if one.all_to_all == everything[0].all_to_all
     }
-    kept = tuple(one for one in everything if one.all_to_all in winners[one.chunks, one.placement])
+    kept = tuple(one for one in everything if one.all_to_all in winners[one[1:]])
     return Options(kept, len(everything) - len(kept))
 
 
@@ -186,6 +194,8 @@ def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
     dispatches = _dispatches(scenario, frame)
     usable = usable_on(scenario.cluster, groups(frame, scenario.cluster)["ep"]) if dispatches else ("linear",)
     overlaps = [(1, "none"), *((n, "chunked") for n in (CHUNKS if dispatches else CHUNKS[:1]))]
+    if dispatches and not scenario.workload.trains and frame.micro_batch * scenario.workload.queries > 1:
+        overlaps.append((1, "dual_batch"))
     skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
     for algorithm, (chunks, overlap) in product(usable, overlaps):
         for placement in ("contiguous", "balanced") if skewed else ("contiguous",):
@@ -211,14 +221,10 @@ def usable_on(cluster: Cluster, group: Group) -> tuple[str, ...]:
 @lru_cache(maxsize=16384)
 def fastest(scenario: Scenario, load: Spread, group: Group, chunks: int) -> frozenset[str]:
     """All-to-alls that no other one beats both ways, with one chunk of this load."""
-    backward = (False, True) if scenario.workload.trains else (False,)
-    ways: list[tuple[Direction, float]] = [
-        (way, experts.row_bytes(scenario, way, back)) for way in ("dispatch", "combine") for back in backward
-    ]
+    ways = [(way, experts.row_bytes(scenario, way)) for way in experts.DIRECTIONS]
     seconds = {
         name: [
-            float(experts.exchange(scenario, load, group, name, chunks, way, size).slowest.mean())
-            for way, size in dict.fromkeys(ways)
+            float(experts.exchange(scenario, load, group, name, chunks, way, size).slowest.mean()) for way, size in ways
         ]
         for name in usable_on(scenario.cluster, group)
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 RANK_STREAMS: Final = frozenset({"compute"})
+FREE_STREAMS: Final = frozenset({"dp", "host"})  # run beside the others even where nothing else overlaps
 
 
 class Op(NamedTuple):
@@ -42,12 +43,15 @@ class Builder:
 
     def __init__(self, *, serial: bool = False) -> None:
         self.ops: list[Op] = []
-        self.serial = serial  # every op waits for the one before it: nothing overlaps
+        self.serial = serial  # every op waits for the one before it: compute and communication do not overlap
+        self.last: int | None = None  # of that chain
 
-    def add(self, name: str, stream: str, *waits: int, chunk: int = 0, key: str = "") -> int:
+    def add(self, name: str, stream: str, *waits: int, chunk: int = 0, key: str = "", beside: bool = False) -> int:
+        """``beside``: not part of a serial chain, it waits only for ``waits`` and for its stream."""
         index = len(self.ops)
-        if self.serial and index:
-            waits = (*waits, index - 1)
+        if self.serial and not beside and stream not in FREE_STREAMS:
+            waits = waits if self.last is None or self.last in waits else (*waits, self.last)
+            self.last = index
         across = tuple(i for i in waits if self.ops[i].stream != stream)
         self.ops.append(Op(name, stream, waits, across, chunk, key or name))
         return index

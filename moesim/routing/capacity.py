@@ -4,7 +4,7 @@ tokens in = kept + dropped, and the padded exchange carries capacity = kept + pa
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Dispatch:
     tokens: IntArray  # kept: these reach the expert
     dropped: IntArray
     padding: IntArray  # slots sent empty
-    capacity: int | None  # slots per expert and source rank
+    capacity: int | None  # slots per expert and source rank, of the draw that has the most
 
     @property
     def dropped_share(self) -> float:
@@ -36,20 +36,25 @@ class Dispatch:
 def dispatch(tokens: IntArray, top_k: int, capacity_factor: float | None) -> Dispatch:
     """Apply a capacity factor to tokens[draw, rank, expert]; None keeps everything and pads nothing.
 
-    As in GShard (Lepikhin et al. 2020, section 2.2) and Switch Transformer (Fedus et al. 2021, section 2.2),
-    on every source rank with T tokens an expert takes ceil(c T k / experts), never more than T. What is over
-    is dropped, what is under is padded: the exchange has a fixed shape.
+    c > 0   on every source rank with T tokens an expert takes ceil(c T k / experts), never more than T (GShard,
+            Lepikhin et al. 2020, section 2.2; Switch Transformer, Fedus et al. 2021, section 2.2)
+    c = 0   the least that drops nothing, draw by draw (Tutel's capacity_setting, arXiv:2206.03382 section 4.1)
+    c < 0   the same, at most that of -c
+
+    What is over is dropped, what is under is padded: the exchange has a fixed shape.
     """
     nothing = np.broadcast_to(np.int64(0), tokens.shape)
     if capacity_factor is None:
         return Dispatch(tokens=tokens, dropped=nothing, padding=nothing, capacity=None)
-    if not 0 < capacity_factor < float("inf"):
-        raise MoesimError(f"capacity factor {capacity_factor} is not above 0: give 1.25 or so, or none")
+    if not isfinite(capacity_factor):
+        raise MoesimError(f"capacity factor {capacity_factor} is no number: give 1.25 or so, 0 for automatic, or none")
     copies = int(tokens.sum(axis=-1).max(initial=0))
-    fair = capacity_factor * copies / tokens.shape[-1]
-    capacity = min(ceil(fair * (1 - 1e-12)), copies // top_k)
+    fair = abs(capacity_factor) * copies / tokens.shape[-1]
+    most = min(ceil(fair * (1 - 1e-12)), copies // top_k) if capacity_factor else copies
+    needed = tokens.max(axis=(-2, -1), keepdims=True, initial=0)  # [draw, 1, 1]
+    capacity = np.full_like(needed, most) if capacity_factor > 0 else np.minimum(needed, most)
     kept = np.minimum(tokens, capacity)
-    return Dispatch(tokens=kept, dropped=tokens - kept, padding=capacity - kept, capacity=capacity)
+    return Dispatch(tokens=kept, dropped=tokens - kept, padding=capacity - kept, capacity=int(capacity.max(initial=0)))
 
 
 def imbalance(load: IntArray | FloatArray) -> FloatArray:

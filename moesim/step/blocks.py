@@ -1,49 +1,79 @@
 """Prices of what every token meets: attention, dense and shared feed-forward parts, head, TP and CP traffic.
 
-Backward passes are priced as GEMMs of their own at the forward kernel's efficiency (*estimated* until
+A block has three prices (``Part``): "forward", the gradients of its activations ("data") and of its weights
+("weights"). Gradients are priced as GEMMs of their own at the forward kernel's efficiency (*estimated* until
 measured): the data gradient [m, n] x [n, k] and the weight gradient [k, m] x [m, n] of a forward
-[m, k] x [k, n]. The attention core's backward is five matrix products where the forward has two (x 2.5).
+[m, k] x [k, n], the latter added to gradients kept in fp32. The attention core's backward is five matrix
+products where the forward has two, at less of the peak: ``CORE_BACKWARD``.
 """
 
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import groupby
-from typing import Final
+from typing import Final, Literal
+
+import numpy as np
 
 from moesim.cluster import Group
 from moesim.collectives import all_gather, all_reduce, reduce_scatter
-from moesim.compute import AttentionShape, attention, gemm, memory_bound
-from moesim.cost import ESTIMATED, Cost
-from moesim.model import Layer, Projection, projections
+from moesim.compute import AttentionShape, attention, gemm, joined, memory_bound, peak_flops
+from moesim.cost import ESTIMATED, FloatArray
+from moesim.model import Layer, Projection, projections, row_width
 from moesim.step.price import NOTHING, Price, both, price, scaled
 from moesim.step.scenario import Scenario
+from moesim.strategy import Strategy, groups
 
 BF16_BYTES: Final = 2.0
-CORE_BACKWARD: Final = 2.5  # FlashAttention-2, arXiv:2307.08691 section 3.1.2: five products instead of two
+# 2.5 x the FLOPs (FlashAttention-2, arXiv:2307.08691 section 3.1.2). Seconds, with its two helpers, over those of the
+# forward kernel in DeepSeek's H800 trace: (267 + 3,583 + 215) / 1,248 us and (269 + 3,863 + 216) / 1,199 us.
+CORE_BACKWARD: Final = 3.44
+GRADIENT_TRAFFIC_BYTES: Final = 8.0 - 2.0  # reads and writes an fp32 gradient where the forward GEMM wrote bf16
 BACKWARD_ERROR: Final = 0.30  # estimated: forward efficiency carried over to other GEMM shapes
 KV_DTYPE: Final = "bf16"
+TRAFFIC: Final = {"forward": 1, "data": 2, "weights": 0}  # of a memory-bound kernel: reads two tensors backward
+Part = Literal["forward", "data", "weights"]
 
 
-def tokens_per_tp_group(scenario: Scenario, micro_batch: int, cp: int) -> float:
+def tokens_per_tp_group(scenario: Scenario, micro_batch: float, cp: int) -> float:
     """New tokens of a micro-batch that one tensor-parallel group works on."""
     return micro_batch * scenario.workload.queries / cp
 
 
 @lru_cache(maxsize=8192)
 def attention_block(
-    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int, splits: bool, backward: bool
+    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, splits: bool, part: Part
 ) -> Price:
-    """Norm, projections, attention core, output projection."""
+    """Norm, projections, attention core, output projection; the weights' gradients are those of projections."""
     tokens = tokens_per_tp_group(scenario, micro_batch, cp)
     matrices = [_on_gpu(p, layer, tp) for p in projections(scenario.model, layer) if p.part == "attention"]
-    around = _gemms(scenario, matrices, tokens, tp, backward)
+    around = _gemms(scenario, matrices, tokens, tp, part)
+    if part == "weights":
+        return around._replace(family="attention")
     core = _core(scenario, layer, tp, cp, micro_batch)
-    if backward:
+    if part == "data":
         core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)
-    norms = _elementwise(
-        scenario, tokens / tp if splits else tokens, 4.0 * scenario.model.hidden * (2 if backward else 1)
-    )
-    return both(both(around, core), norms)._replace(family="attention")
+    own = tokens / tp if splits else tokens
+    rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part])
+    if scenario.workload.trains:
+        rows = both(rows, _elementwise(scenario, tokens, _head_values(layer) / tp))
+    return both(both(around, core), rows)._replace(family="attention")
+
+
+def _row_values(scenario: Scenario) -> float:
+    """Values per token that a layer's two norms and residual sums move: a norm reads and writes a row, a sum
+    reads one more and writes one. Serving engines keep the sum inside the norm's kernel."""
+    return (8.0 if scenario.workload.trains else 4.0) * scenario.model.hidden
+
+
+def _head_values(layer: Layer) -> float:
+    """Values per token that rotary positions, norms of queries and keys, and mla's assembly of heads move in
+    training. mla writes each head's key from its two parts and copies the values out of their projection."""
+    a = layer.attention
+    if a.kind == "mla":
+        rotated = 2.0 * a.heads * a.rope_head_dim
+        return rotated + a.heads * (2.0 * a.nope_head_dim + a.rope_head_dim + 2.0 * a.v_head_dim)
+    passes = 2.0 if a.qk_norm == "none" else 4.0
+    return passes * (a.heads + a.kv_heads) * a.head_dim
 
 
 def _on_gpu(matrix: Projection, layer: Layer, tp: int) -> Projection:
@@ -54,7 +84,7 @@ def _on_gpu(matrix: Projection, layer: Layer, tp: int) -> Projection:
     return matrix._replace(outputs=matrix.outputs * tp // heads)
 
 
-def _core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int) -> Price:
+def _core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float) -> Price:
     """Scores and values. With context parallelism each rank holds two mirrored slices of the queries, so
     that all ranks attend equally many pairs: 1/cp of the whole core."""
     a, work = layer.attention, scenario.workload
@@ -77,14 +107,18 @@ def _core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: int) 
 
 @lru_cache(maxsize=8192)
 def feed_forward(
-    scenario: Scenario, layer: Layer, part: str, tp: int, cp: int, micro_batch: int, backward: bool
+    scenario: Scenario, layer: Layer, name: str, tp: int, cp: int, micro_batch: float, part: Part, half: str = "both"
 ) -> Price:
-    """The dense part of a layer, or its shared experts: GEMMs and the activation between them."""
+    """The dense part of a layer, or its shared experts: GEMMs and the activation between them.
+
+    ``half`` is "up" for all before the last matrix, "down" for this one, or "both".
+    """
     tokens = tokens_per_tp_group(scenario, micro_batch, cp)
-    matrices = [p for p in projections(scenario.model, layer) if p.part == part and p.outputs > 1]
+    matrices = [p for p in projections(scenario.model, layer) if p.part == name and p.outputs > 1]
     width = next(p.inputs for p in matrices if p.name == "down")
-    activation = _elementwise(scenario, tokens, 3.0 * width / tp * (2 if backward else 1))
-    return both(_gemms(scenario, matrices, tokens, tp, backward), activation)._replace(family="dense")
+    here = [p for p in matrices if half in ("both", "down" if p.name == "down" else "up")]
+    activation = _elementwise(scenario, tokens, 3.0 * width / tp * TRAFFIC[part] if half != "down" else 0.0)
+    return both(_gemms(scenario, here, tokens, tp, part), activation)._replace(family="dense")
 
 
 @lru_cache(maxsize=8192)
@@ -104,17 +138,38 @@ def router(scenario: Scenario, layer: Layer, tokens: float, permutes: bool, back
 def permute(scenario: Scenario, layer: Layer, tokens: float) -> Price:
     """Copy tokens into or out of send order: one row on one side, top_k rows on the other."""
     rows = 1.0 + getattr(layer.ffn, "top_k", 0)
-    return _elementwise(scenario, tokens, rows * scenario.model.hidden)._replace(family="gate")
+    return _elementwise(scenario, tokens, rows * row_width(scenario.model, layer))._replace(family="gate")
+
+
+@lru_cache(maxsize=8192)
+def resized(scenario: Scenario, layer: Layer, name: str, tokens: float, part: Part) -> Price:
+    """Tokens projected to the width at which they travel ("descend"), or back ("ascend"): BigMac's two matrices."""
+    matrices = [p for p in projections(scenario.model, layer) if p.name == name]
+    return _gemms(scenario, matrices, tokens, 1, part)._replace(family="gate") if matrices else NOTHING
 
 
 @lru_cache(maxsize=4096)
-def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
-    """Output GEMM and softmax: every position in training, one per sequence in serving."""
+def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool, part: str = "all") -> Price:
+    """Output GEMM and softmax: every position in training, one per sequence in serving.
+
+    In training, sequence-parallel tokens are gathered before it; backward their gradients leave, and the
+    second gather is hidden behind the data gradients (arXiv:2205.05198 section 4.2.2).
+    """
     work, model = scenario.workload, scenario.model
     positions = tokens_per_tp_group(scenario, micro_batch, cp) if work.trains else float(micro_batch)
     matrix = Projection("head", "dense", model.hidden, model.vocab, "out")
     loss = _elementwise(scenario, positions, 4.0 * model.vocab / tp)
-    return both(_gemms(scenario, [matrix], positions, tp, backward, dtype="bf16"), loss)._replace(family="dense")
+    chosen: dict[str, tuple[Part, ...]] = {"all": ("data", "weights"), "data": ("data",), "weights": ("weights",)}
+    found = NOTHING
+    for each in chosen[part] if backward else ("forward",):
+        found = both(_gemms(scenario, [matrix], positions, tp, each, dtype="bf16"), found)
+    if part != "weights":
+        found = both(found, loss)
+        if work.trains and tp > 1:
+            group = groups(Strategy(tp=tp), scenario.cluster)["tp"]
+            found = both(found, tp_scatter(scenario, group, positions, splits_tokens=True) if backward
+                         else tp_gather(scenario, group, positions))  # fmt: skip
+    return found._replace(family="dense")
 
 
 def recompute_selective(scenario: Scenario, layer: Layer, tokens: float, copies: float) -> Price:
@@ -146,7 +201,7 @@ def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens
     return collective(scenario, "tp", op, group, _rows(scenario, tokens))
 
 
-def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: int) -> Price:
+def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float) -> Price:
     """Context parallelism: every rank sees all keys and values (all-gather of them over cp)."""
     a = layer.attention
     mla = a.kind == "mla"
@@ -160,7 +215,7 @@ def _rows(scenario: Scenario, tokens: float) -> float:
 
 
 def _gemms(
-    scenario: Scenario, matrices: Iterable[Projection], tokens: float, tp: int, backward: bool, dtype: str = ""
+    scenario: Scenario, matrices: Iterable[Projection], tokens: float, tp: int, part: Part, dtype: str = ""
 ) -> Price:
     """One GEMM for each run of projections that share their input (q, k, v; gate, up)."""
     total = NOTHING
@@ -168,18 +223,31 @@ def _gemms(
         outputs = sum(p.outputs for p in run)
         k = inputs / (tp if shard == "in" else 1)
         n = outputs / (tp if shard == "out" else 1)
-        total = both(total, _gemm(scenario, tokens, n, k, dtype or scenario.workload.dtype, backward))
+        total = both(total, _gemm(scenario, tokens, n, k, dtype or scenario.workload.dtype, part))
     return total
 
 
-def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, backward: bool) -> Price:
-    if not backward:
+def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part) -> Price:
+    if part == "forward":
         return price("dense", gemm(scenario.profile, m, n, k, dtype))
-    shapes: tuple[Cost, ...] = (
-        gemm(scenario.profile, m, k, n, dtype),
-        gemm(scenario.profile, k, n, m, dtype),
+    one = price("dense", gemm(scenario.profile, *((m, k, n) if part == "data" else (k, n, m)), dtype))
+    slower = (
+        accumulation(scenario, 2.0 * m * n * k, (k + n) * m * BF16_BYTES, k * n, dtype) if part == "weights" else 1.0
     )
-    return scaled(price("dense", *shapes), 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
+    return scaled(one, slower, basis=ESTIMATED, error=BACKWARD_ERROR)
+
+
+def accumulation(
+    scenario: Scenario, flops: FloatArray | float, read_bytes: FloatArray | float, weights: float, dtype: str
+) -> FloatArray:
+    """By how much longer a weight gradient's roofline is when it is added to a gradient kept in fp32."""
+    gpu = scenario.profile.gpu
+    compute_s = np.asarray(flops) / peak_flops(gpu, dtype)
+    before, after = (
+        joined(compute_s, np.asarray(read_bytes + weights * each) / gpu.memory_bytes_per_s)
+        for each in (BF16_BYTES, BF16_BYTES + GRADIENT_TRAFFIC_BYTES)
+    )
+    return np.asarray(np.where(before > 0.0, after / np.where(before > 0.0, before, 1.0), 1.0))
 
 
 def _elementwise(scenario: Scenario, tokens: float, values: float) -> Price:

@@ -18,7 +18,7 @@ import numpy as np
 from moesim.cost import Basis, FloatArray
 from moesim.program import RANK_STREAMS, Passes
 from moesim.step.experts import class_weights
-from moesim.step.layers import batched
+from moesim.step.layers import batched, slowed
 from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
 from moesim.step.play import Ends, StagePasses, by_class, ends, head, layer_counts, step_seconds, step_times
 from moesim.step.price import NOTHING, Price
@@ -99,8 +99,9 @@ def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) ->
     streams = {op.key: op.stream for op in one.program}
     ended = float((by_class(batched(one), len(times)) * times).sum())
     computed, moved = 0.0, []
+    durations = slowed(one)
     for name, count in counts.items():
-        priced = one.price(name)
+        priced = one.price(name)._replace(seconds=durations[name], slowest=durations[name].max(axis=1))
         slowest = float((by_class(priced.slowest, len(times)) * times).sum()) * count
         if streams[name] not in RANK_STREAMS:
             moved.append((priced, slowest))

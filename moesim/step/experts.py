@@ -18,18 +18,21 @@ from moesim.cluster import Group
 from moesim.collectives import all_gather, reduce_scatter
 from moesim.compute import expert_ffn, gradient
 from moesim.cost import ESTIMATED, Cost, FloatArray
-from moesim.model import Experts, Layer
+from moesim.model import Experts, Layer, row_width
 from moesim.network import Dense
 from moesim.placement import PLACEMENTS
 from moesim.routing import dispatch, draw_tokens, imbalance
 from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES
-from moesim.step.price import Price, price, scaled
+from moesim.step.expert_training import Work, slower_by_accumulation, trained, with_biases
+from moesim.step.price import Price, both, price, scaled
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 
 RANK_CLASSES: Final = 6
 WORST_ALONE: Final = 2
 TOGETHER: Final = (1, 2, 4, 8)  # numbers of chunks that the planner tries
 AVERAGE_TOKENS: Final = 1024  # of each expert in an average-load draw; scaled to the real number
+TILE: Final = (128, 64)  # rows and columns of a FlashMoE tile, arXiv:2506.04667 section 3
+DIRECTIONS: Final[tuple[Direction, ...]] = ("dispatch", "combine")
 FP8_ROW: Final = 1.0 + 4.0 / 128  # bytes per value: fp8 and one fp32 scale per 128 values
 
 
@@ -43,6 +46,7 @@ class Spread:
     tokens: float  # of one source
     placement: str
     capacity_factor: float | None
+    pads: bool = True  # with a capacity factor, empty slots travel too
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -67,7 +71,7 @@ def load(scenario: Scenario, spread: Spread) -> Load:
     drawn = _draw(scenario, spread, shares, ffn)
     after = dispatch(drawn, ffn.top_k, spread.capacity_factor)
     scale = spread.tokens * spread.sources * ffn.top_k / max(1.0, float(drawn[0].sum()))
-    sent = (after.tokens + after.padding) * scale
+    sent = (after.tokens + after.padding if spread.pads else after.tokens) * scale
     owner = PLACEMENTS[spread.placement](shares, spread.ep)  # [draw, expert]
     order = np.argsort(owner, axis=-1, kind="stable")
     rows = np.take_along_axis(sent.sum(axis=1), order, axis=-1)
@@ -101,14 +105,40 @@ def _draw(scenario: Scenario, spread: Spread, shares: FloatArray, ffn: Experts) 
 @lru_cache(maxsize=4096)
 def experts(scenario: Scenario, layer: Layer, spread: Spread, chunks: int) -> Price:
     """One chunk of the expert layer: [draw, rank class]; the worst ranks alone, the rest in classes."""
+    kernel, work = _kernel(scenario, layer, spread, chunks)
+    return _in_classes(with_biases(scenario, work, kernel, backward=False))
+
+
+@lru_cache(maxsize=4096)
+def backward(scenario: Scenario, layer: Layer, spread: Spread, chunks: int, which: str) -> Price:
+    """A gradient of the experts ("data" or "weights") has the forward's FLOPs; as fast as calibrated, if it was."""
+    kernel, work = _kernel(scenario, layer, spread, chunks)
+    found = gradient(scenario.profile, which, scenario.workload.dtype)
+    if found is None:
+        one = scaled(kernel, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
+    else:
+        one = scaled(kernel, found.slower, basis=found.measured.basis, error=found.error)
+    if which == "weights":
+        return _in_classes(scaled(one, slower_by_accumulation(scenario, work)))
+    return _in_classes(with_biases(scenario, work, one, backward=True))
+
+
+@lru_cache(maxsize=4096)
+def _kernel(scenario: Scenario, layer: Layer, spread: Spread, chunks: int) -> tuple[Price, Work]:
+    """The kernels of one chunk, [draw, rank], and the work that they have."""
     ffn = layer.ffn
     assert isinstance(ffn, Experts)
-    found = load(scenario, spread)
+    row = row_width(scenario.model, layer)
+    work = Work(ffn, row, ffn.width // spread.etp, load(scenario, spread).by_expert / chunks)
     seconds = expert_ffn(
-        scenario.profile, found.by_expert / chunks, scenario.model.hidden, ffn.width // spread.etp,
+        scenario.profile, work.rows, work.row, work.width,
         scenario.workload.dtype, top_k=ffn.top_k, gated=ffn.gated,
     )  # fmt: skip
     one = price("experts", seconds)
+    return (trained(scenario, work, one) if scenario.workload.trains else one), work
+
+
+def _in_classes(one: Price) -> Price:
     classes = _rank_classes(one.seconds)
     return one._replace(seconds=classes, slowest=classes.max(axis=1))
 
@@ -130,14 +160,6 @@ def class_weights(ranks: int, classes: int) -> FloatArray:
         return np.full(classes, 1.0 / classes)
     bins = np.array_split(np.arange(WORST_ALONE, ranks), RANK_CLASSES - WORST_ALONE)
     return np.array([1] * WORST_ALONE + [len(members) for members in bins]) / ranks
-
-
-def backward_of(scenario: Scenario, forward: Price, which: str) -> Price:
-    """A gradient of the experts ("data" or "weights") has the forward's FLOPs; as fast as calibrated, if it was."""
-    found = gradient(scenario.profile, which, scenario.workload.dtype)
-    if found is None:
-        return scaled(forward, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
-    return scaled(forward, found.slower, basis=found.measured.basis, error=found.error)
 
 
 def exchange(
@@ -162,7 +184,7 @@ def _exchanges(
     """The same for several numbers of chunks, priced in one call."""
     parts = np.array(chunks)[:, None]
     share = row_bytes / (parts * spread.etp)  # a part of every row is as long as every row of a part
-    traffic = resized(_traffic(scenario, spread), share * scenario.model.hidden, parts)
+    traffic = resized(_traffic(scenario, spread), share * _travels_at(scenario), parts)
     found = all_to_all(scenario.cluster, group, traffic, algorithm, direction)
     return {number: price("all-to-all", _one_of(found, index)) for index, number in enumerate(chunks)}
 
@@ -172,6 +194,12 @@ def _one_of(many: Cost, index: int) -> Cost:
     return replace(
         many, seconds=many.seconds[index], low=many.low[index], high=many.high[index], bound_s=many.bound_s[index]
     )
+
+
+def _travels_at(scenario: Scenario) -> int:
+    """Values of a token that is exchanged."""
+    ffn = scenario.model.moe
+    return (ffn.travels_at if ffn else 0) or scenario.model.hidden
 
 
 @lru_cache(maxsize=1024)
@@ -194,10 +222,36 @@ def _shared_out(copies: FloatArray, ranks: int) -> FloatArray:
     return np.broadcast_to(copies / ranks, (len(copies), ranks, ranks))
 
 
-def row_bytes(scenario: Scenario, direction: str, backward: bool) -> float:
-    """Bytes per value of a row: block-scaled fp8 dispatches in fp8; gradients and combine are bf16."""
-    fp8 = scenario.workload.dtype == "fp8_block" and direction == "dispatch" and not backward
-    return FP8_ROW if fp8 else BF16_BYTES
+def row_bytes(scenario: Scenario, direction: str) -> float:
+    """Bytes per value of a row: block-scaled fp8 sends tokens and gradients to the experts in fp8, both come
+    home in bf16 (DeepSeek-V3, arXiv:2412.19437 section 3.3.3)."""
+    return FP8_ROW if scenario.workload.dtype == "fp8_block" and direction == "dispatch" else BF16_BYTES
+
+
+@lru_cache(maxsize=4096)
+def in_tiles(scenario: Scenario, layer: Layer, spread: Spread, group: Group, algorithm: str) -> Price:
+    """Dispatch, experts and combine as one kernel whose tiles overlap (FlashMoE, arXiv:2506.04667).
+
+    As many rounds as waves of tiles on the SMs. Of them n equal ones end at
+
+        max{ n (d + c),  d + e + n c,  d + n e + c,  n d + e + c }        d, e, c of one round
+
+    with one stream that sends and receives. One of the blocks directs and does not compute.
+    """
+    compute = experts(scenario, layer, spread, 1)
+    if algorithm == "none":
+        return compute
+    dispatch_, combine = (
+        exchange(scenario, spread, group, algorithm, 1, way, row_bytes(scenario, way)) for way in DIRECTIONS
+    )
+    sms = scenario.profile.gpu.sms
+    rows = load(scenario, spread).by_expert.sum(axis=-1).mean()
+    n = max(1.0, np.ceil(rows / TILE[0]) * np.ceil(_travels_at(scenario) / TILE[1]) / sms)
+    d, e, c = dispatch_.seconds / n, compute.seconds * sms / (sms - 1) / n, combine.seconds / n
+    seconds = np.maximum.reduce([n * (d + c) + 0 * e, d + e + n * c, d + n * e + c, n * d + e + c])
+    return both(compute, both(dispatch_, combine))._replace(
+        seconds=seconds, slowest=seconds.max(axis=1), family="experts"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -205,6 +259,6 @@ def etp_exchange(scenario: Scenario, spread: Spread, group: Group, chunks: int, 
     """Expert tensor parallelism: rows come together before the experts, partial sums leave after."""
     found = load(scenario, spread)
     rows = found.by_expert.sum(axis=-1).max(axis=-1) / chunks  # busiest rank of each draw
-    size = rows * scenario.model.hidden * BF16_BYTES
+    size = rows * _travels_at(scenario) * BF16_BYTES
     collective = all_gather if gathers else reduce_scatter
     return price("etp", collective(scenario.cluster, group, size))

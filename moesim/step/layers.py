@@ -1,15 +1,18 @@
 """Layer passes played: seconds of each pass for every draw, many passes at once.
 
-Passes of one program differ only in their durations, so they are stacked and played together.
+Passes of one program differ only in their durations, so they are stacked and played together. Ops that
+overlap slow each other down (``contention``); only the bound does not know it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from moesim.cost import FloatArray
 from moesim.player import Played, lower_bound, play_batched, play_events
 from moesim.program import RANK_STREAMS, Program
+from moesim.step.contention import NONE, Slower, contended
 from moesim.step.passes import LayerPass, Prices
 
 Play = Callable[[Program, Mapping[str, FloatArray]], FloatArray]
@@ -17,8 +20,27 @@ LayerPlayer = Callable[[LayerPass], FloatArray]  # -> [draw] seconds
 
 
 def seconds_of(layer_pass: LayerPass) -> dict[str, FloatArray]:
-    """Durations by op name: [draw, rank class]."""
+    """Durations by op name, as priced: [draw, rank class]."""
     return {name: layer_pass.price(name).seconds for name in layer_pass.program.keys}
+
+
+def slowed(layer_pass: LayerPass) -> dict[str, FloatArray]:
+    """The same with what overlapping ops cost each other."""
+    durations = seconds_of(layer_pass)
+    if layer_pass.slower == NONE or not _overlaps(layer_pass.program):
+        return durations
+    return contended(layer_pass.program, durations, {k: np.full((1, 1), v) for k, v in _fields(layer_pass.slower)})
+
+
+@lru_cache(maxsize=1024)
+def _overlaps(program: Program) -> bool:
+    """Whether it computes and communicates, and an op does not wait for the one before it."""
+    both = len({stream in RANK_STREAMS for stream in program.streams}) > 1
+    return both and any(index and index - 1 not in op.waits for index, op in enumerate(program))
+
+
+def _fields(factors: Slower) -> Iterator[tuple[str, float]]:
+    return zip(Slower._fields, factors, strict=True)
 
 
 def draws_of(layer_pass: LayerPass) -> int:
@@ -28,12 +50,12 @@ def draws_of(layer_pass: LayerPass) -> int:
 
 def batched(layer_pass: LayerPass) -> FloatArray:
     """[draw] seconds by the batched list schedule."""
-    return _all_draws(play_batched, layer_pass)
+    return _all_draws(play_batched, layer_pass, slowed(layer_pass))
 
 
 def bounded(layer_pass: LayerPass) -> FloatArray:
     """[draw] seconds that no order of the ops can beat."""
-    return _all_draws(lower_bound, layer_pass)
+    return _all_draws(lower_bound, layer_pass, seconds_of(layer_pass))
 
 
 def by_events(layer_pass: LayerPass) -> FloatArray:
@@ -44,7 +66,7 @@ def by_events(layer_pass: LayerPass) -> FloatArray:
 def play_draw(layer_pass: LayerPass, draw: int) -> Played:
     """One draw played by SimPy, with its spans."""
     names = {op.key: op.stream for op in layer_pass.program}
-    rows = {name: layer_pass.price(name).seconds for name in names}
+    rows = slowed(layer_pass)
     ranks = max(row.shape[1] for row in rows.values())
     durations = {}
     for name, row in rows.items():
@@ -53,8 +75,8 @@ def play_draw(layer_pass: LayerPass, draw: int) -> Played:
     return play_events(layer_pass.program, durations)
 
 
-def _all_draws(play: Play, layer_pass: LayerPass) -> FloatArray:
-    ends = play(layer_pass.program, seconds_of(layer_pass))
+def _all_draws(play: Play, layer_pass: LayerPass, durations: Mapping[str, FloatArray]) -> FloatArray:
+    ends = play(layer_pass.program, durations)
     return np.broadcast_to(np.atleast_1d(ends), (draws_of(layer_pass),))
 
 
@@ -70,7 +92,11 @@ def play_many(layer_passes: Sequence[LayerPass], play: Play) -> FloatArray:
         by_program.setdefault(id(one.program), []).append(number)
     for numbers in by_program.values():
         same = [layer_passes[number] for number in numbers]
-        ends[numbers] = play(same[0].program, _stack(same))
+        program, durations = same[0].program, _stack(same)
+        if play is not lower_bound and _overlaps(program) and any(one.slower != NONE for one in same):
+            factors = np.array([one.slower for one in same])[:, None, None, :]
+            durations = contended(program, durations, {k: factors[..., i] for i, k in enumerate(Slower._fields)})
+        ends[numbers] = play(program, durations)
     return ends
 
 

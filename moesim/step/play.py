@@ -131,12 +131,16 @@ def _once_per_step(
     tp, ep, etp, pp = degrees
     held = held_by_stage(scenario.model, tp, ep, etp, pp)
     parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
-    outside = ((dp, ends_by_stage(scenario.model, pp)[stage] / tp), (expert_dp, 0.0))  # embedding and head
+    ends_here = ends_by_stage(scenario.model, pp)[stage] / tp  # embedding and head
+    layers = max(1, layers_per_stage(len(scenario.model.layers), pp)[stage])
+    # Stage 3 gathers layers, stages 2 and 3 reduce them inside the passes, each behind its neighbour's compute:
+    # all but the first gather and the last reduction of a step, which have no neighbour.
+    edge = ((dp, ends_here + (held.dense[stage] - ends_here) / layers), (expert_dp, held.expert[stage] / layers))
     gather = NOTHING
-    if zero:  # stage 3 gathers layers in every pass
-        gather = _over_both(scenario, "all_gather", outside if zero == 3 else parts, TRAINING_WEIGHT_BYTES)
-    op = "reduce_scatter" if zero else "all_reduce"  # stages 2 and 3 reduce layers in every backward pass
-    reduce = _over_both(scenario, op, outside if zero >= 2 else parts, GRADIENT_BYTES)
+    if zero:
+        gather = _over_both(scenario, "all_gather", edge if zero == 3 else parts, TRAINING_WEIGHT_BYTES)
+    op = "reduce_scatter" if zero else "all_reduce"
+    reduce = _over_both(scenario, op, edge if zero >= 2 else parts, GRADIENT_BYTES)
     kept = sum(n / (g.size if zero else 1) for g, n in parts)
     return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * OPTIMIZER_TRAFFIC_BYTES))
 

@@ -17,7 +17,7 @@ are skipped, because their batch is not the concurrency. Deployments of one phas
 
     GPUs of a worker   tp x attention dp x pp; expert TP and EP as given
     routing            uniform popularity, drawn by chance; no expert is replicated
-    overlap            two chunks where the source overlaps two micro-batches, else none
+    overlap            dual_batch where the source overlaps two micro-batches, else none
     number format      fp8, fp8_block, bf16 as given; 4-bit floats are int4 (weights only) on GPUs without
                        4-bit arithmetic, and not expressed on GPUs with it
 """
@@ -238,9 +238,9 @@ def predict_phase(row: Row) -> tuple[tuple[Model, Cluster, Workload, int], Found
     dtype = "fp8_block" if str(row["precision"]) in ("fp8", "fp8 block128") else "bf16"
     workload = make_workload(str(row["phase"]), cluster.gpus, global_batch=batch * cluster.gpus, isl=isl, dtype=dtype)
     overlaps = re.search(r"\bTBO\b(?! off)|two micro-batch overlap", str(row["features"]))
-    chunks = " overlap=chunked chunks=2" if overlaps else ""
+    both = " overlap=dual_batch" if overlaps else ""
     all_to_all = exchange(row.get("framework"), str(row["phase"]), ep)
-    shape = f"tp=1 ep={ep} micro_batch={batch} all_to_all={all_to_all}{chunks}"
+    shape = f"tp=1 ep={ep} micro_batch={batch} all_to_all={all_to_all}{both}"
     result = _play(model, cluster, shape, workload)
     speed, band = result.metrics["tokens_per_s_per_gpu"], result.interval["tokens_per_s_per_gpu"]
     assert speed is not None
