@@ -10,7 +10,7 @@ from moesim.cluster import CLUSTERS
 from moesim.errors import MoesimError
 from moesim.validate import training
 from moesim.validate.figures import COLUMNS, find_model
-from moesim.validate.summary import errors, summarise
+from moesim.validate.summary import TARGETS, errors, summarise
 from moesim.validate.training_beside import BASELINE, FLOOR, ON_HEADLINE, RAN, REFUSED
 from moesim.validate.training_families import MEMBERS, best_of_family
 from moesim.validate.training_rows import FAMILIES, precision, read_run
@@ -238,3 +238,9 @@ def test_a_missing_column_and_a_missing_table_are_one_line(tmp_path):
 def test_a_word_where_a_number_belongs_is_one_line(tmp_path, word):
     with pytest.raises(MoesimError, match=r"gbs is .* in a table: write a number"):
         trained(tmp_path, {"gbs": word})
+
+
+def test_what_stands_beside_the_runs_has_goals_of_its_own_or_none():
+    assert set(BESIDE) <= set(TARGETS)
+    assert {name for name in BESIDE if TARGETS[name]} == {RAN, REFUSED}
+    assert f"{WALL} on H800 (estimated)" in TARGETS
