@@ -157,7 +157,7 @@ def _remarks(run: Run, result: Result) -> list[str]:
     if one.ep > 1 and one.all_to_all != "linear":
         told.append(one.all_to_all)
     if not run.strategies:
-        told.append(f"found TP{one.tp} PP{one.pp} EP{one.ep} ETP{one.etp} MBS{one.micro_batch}")
+        told.append(f"found TP{one.tp} PP{one.pp} EP{one.ep} ETP{one.etp}")
     if result.infeasible:
         told.append(f"{result.infeasible}: {result.memory.total / GIB:.0f} GiB")
     return told
