@@ -29,7 +29,10 @@ COLUMNS: Final = (
 )
 REPEATS_DIFFER: Final = 1.3
 # The published checkpoint has the layers of the preset.
-_SAME_LAYERS: Final = {"deepseekr1": "deepseekv3", "deepseekv31": "deepseekv3", "deepseekv3r1": "deepseekv3"}
+_SAME_LAYERS: Final = {
+    "deepseekr1": "deepseekv3", "deepseekv31": "deepseekv3", "deepseekv3r1": "deepseekv3",
+    "llama38b": "llama318b", "llama370b": "llama3170b",
+}  # fmt: skip
 
 
 # Dense presets with experts as wide as their feed-forward part in its place: (preset, experts, top_k).
