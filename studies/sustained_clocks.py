@@ -76,17 +76,20 @@ def _parts(result: Result, virtual: float) -> tuple[float, float]:
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
-    """A bar from least to most for each run, and the GPU's share."""
-    drawn, ax = figure(9.0, 0.22 * len(frame) + 1.5)
+    """A bar from least to most for the newest run of each configuration, and the GPU's share."""
+    shown = frame.assign(shape=frame["case"].str.rpartition(",")[0], release=frame["case"].str.rpartition(",")[2])
+    shown = shown.sort_values("release").drop_duplicates("shape", keep="last").sort_values(["gpu", "shape"])
+    place = np.arange(len(shown))
+    drawn, ax = figure(10.0, 0.24 * len(shown) + 1.2)
     colours = {gpu: f"C{i}" for i, gpu in enumerate(frame["gpu"].unique())}
-    wide = (frame["most"].clip(upper=1.3) - frame["least"]).clip(lower=0.005)
-    ax.barh(frame.index, wide, left=frame["least"], color=frame["gpu"].map(colours), height=0.7)
-    ax.plot(frame["gpu_share"], frame.index, "k|", markersize=8, label="share of the GPU (from its plain runs)")
-    ax.set_yticks(frame.index, frame["case"], fontsize=6)
-    ax.invert_yaxis()
+    wide = (shown["most"].clip(upper=1.6) - shown["least"]).clip(lower=0.006)
+    ax.barh(place, wide, left=shown["least"], color=shown["gpu"].map(colours), height=0.7)
+    ax.plot(shown["gpu_share"], place, "k|", markersize=9, label="share of the GPU, from its plain runs")
+    ax.set_yticks(place, shown["shape"], fontsize=7)
+    ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.axvline(1.0, color="grey", linewidth=0.8)
-    ax.set(xlabel="share of the kernel tables' speed: all communication hidden (left end) or exposed (right end)")
-    ax.legend(loc="lower left", fontsize=8)
+    ax.set_xlabel("share of the kernel tables' speed\nleft end: all communication hides, right end: none does")
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, frameon=False)
     save(drawn, path)
 
 
