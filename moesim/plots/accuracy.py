@@ -80,10 +80,8 @@ def accuracy_panels(frame: "pd.DataFrame") -> Figure:
         accuracy(rows, ax)
         if len(rows):
             median = float(np.median(np.abs(rows["predicted"] / rows["measured"] - 1.0)))
-            ax.set_title(
-                f"{_two_lines(name)}\n{len(rows):,} {'figures' if len(rows) > 1 else 'figure'}, median error {median:.1%}",
-                fontsize=TITLE,
-            )
+            counted = f"{len(rows):,} {'figures' if len(rows) > 1 else 'figure'}"
+            ax.set_title(f"{_two_lines(name)}\n{counted}, median error {median:.1%}", fontsize=TITLE)
     for ax in panels[len(names) :]:
         ax.remove()
     left_out = len(counts.index[MOST_PANELS:])
