@@ -290,7 +290,7 @@ def test_each_group_has_a_panel_with_its_median_error(tmp_path):
     save(panels, tmp_path / "p.png")
     titles = [ax.get_title() for ax in panels.axes]
     assert [title.splitlines()[-1] for title in titles] == [
-        "3 figures, median error 10.0%", "1 figures, median error 20.0%",
+        "3 figures, median error 10.0%", "1 figure, median error 20.0%",
     ]  # fmt: skip
 
 

@@ -89,3 +89,34 @@ def test_the_overlap_study_leaves_a_table_and_a_picture(monkeypatch, tmp_path, c
     assert (tmp_path / "overlap_in_a_layer.png").stat().st_size > 10_000
     assert "dual_batch" in capsys.readouterr().out
     sys.modules.pop("overlap_in_a_layer", None)
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    import sustained_clocks
+
+    yield sustained_clocks
+    sys.modules.pop("sustained_clocks", None)
+
+
+def test_the_clock_study_brackets_a_gpus_share_with_dense_runs(clocks, monkeypatch, tmp_path, capsys):
+    header = (
+        "source,model,is_moe,gpu,gpus,precision,tp,pp,cp,vp,ep,mbs,gbs,seq,token_handling,tok_s_gpu,tflops_gpu,fsdp"
+    )
+    rows = [
+        "s,LLAMA3_8B,False,H100,8,FP8,1,1,1,,,1,128,8192,,14000,,1",
+        "s,Qwen3_30B_a3B,True,H100,8,BF16,1,1,1,,8,1,64,1024,,5000,,",
+    ]
+    (tmp_path / "e2e_training_mine.csv").write_text("\n".join([header, *rows]) + "\n")
+    monkeypatch.setattr(sys, "argv", ["sustained_clocks", str(tmp_path), "--out", str(tmp_path / "out")])
+    clocks.main()
+    (line,) = pd.read_csv(tmp_path / "out" / "sustained_clocks.csv").to_dict("records")
+    assert 0.3 < line["least"] <= line["most"] < 2.0
+    assert (tmp_path / "out" / "sustained_clocks.png").stat().st_size > 5_000
+    assert "gpu_share" in capsys.readouterr().out
+
+
+def test_the_clock_study_refuses_a_folder_without_dense_runs(clocks, tmp_path):
+    with pytest.raises(MoesimError, match="point --data at"):
+        clocks.run(tmp_path)

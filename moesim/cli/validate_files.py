@@ -7,6 +7,7 @@ from moesim.plots import accuracy_panels, figure, roofline, save, save_table
 from moesim.profile import load_profile, measured_gpus
 from moesim.validate import Validation
 from moesim.validate.roofline import roofline_points
+from moesim.validate.summary import VERDICT
 
 
 def write_validation(found: Validation, out: Path) -> None:
@@ -16,7 +17,8 @@ def write_validation(found: Validation, out: Path) -> None:
     save_table(found.summary(), out / "summary.csv")
     for part, members in rows.groupby("part", sort=False):
         save_table(members, out / f"{part}.csv")
-        save(accuracy_panels(members[members["skipped"] == ""]), out / f"{part}.png")
+        drawable = (members["skipped"] == "") & (members["unit"] != VERDICT)  # a verdict has no size
+        save(accuracy_panels(members[drawable]), out / f"{part}.png")
     if "kernels" in set(rows["part"]):
         for gpu in {one.name: one for one in measured_gpus()}.values():
             points = roofline_points(load_profile(gpu))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NEAR: Final = 0.2  # half-width of the shaded corridor
 MOST_PANELS: Final = 16
 SHORT: Final = 200.0  # an axis that spans less has no two powers of ten to name
+APART: Final = 2.0  # an axis whose figures span less has one label
 TITLE: Final = 7.0  # points: the longest kernel names fit above their panel
 _ACROSS: Final = 4
 _ROOM: Final = 1.6  # beyond the smallest and largest
@@ -58,7 +59,9 @@ def _few_ticks(axis: "Axis", ends: "FloatArray") -> None:
     """Powers of ten; on a short axis three plain numbers, so that no two labels overlap."""
     axis.set_minor_formatter(NullFormatter())
     if ends[1] / ends[0] < SHORT:
-        ticks = [float(f"{tick:.2g}") for tick in np.geomspace(ends[0] * _ROOM, ends[1] / _ROOM, 3)]
+        low, high = ends[0] * _ROOM, ends[1] / _ROOM
+        wanted = np.geomspace(low, high, 3) if high > APART * low else [np.sqrt(low * high)]
+        ticks = [float(f"{tick:.2g}") for tick in wanted]
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.{1 if value < 10 else 0}f}"))
         axis.set_minor_locator(NullLocator())
@@ -77,7 +80,8 @@ def accuracy_panels(frame: "pd.DataFrame") -> Figure:
         accuracy(rows, ax)
         if len(rows):
             median = float(np.median(np.abs(rows["predicted"] / rows["measured"] - 1.0)))
-            ax.set_title(f"{_two_lines(name)}\n{len(rows):,} figures, median error {median:.1%}", fontsize=TITLE)
+            counted = f"{len(rows):,} {'figures' if len(rows) > 1 else 'figure'}"
+            ax.set_title(f"{_two_lines(name)}\n{counted}, median error {median:.1%}", fontsize=TITLE)
     for ax in panels[len(names) :]:
         ax.remove()
     left_out = len(counts.index[MOST_PANELS:])

@@ -86,7 +86,7 @@ class Validation:
         lines = []
         for part, rows in self.rows.groupby("part", sort=False):
             headline = rows["headline"].astype(bool) | (rows["skipped"] != "")
-            lines.append(summarise(str(part), ALL, rows[headline]))
+            lines.append(summarise(str(part), ALL, rows[headline], ordered=rows))
             lines += [summarise(str(part), str(group), members) for group, members in rows.groupby("group")]
         return lines
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from moesim.cluster import CLUSTERS, Cluster
 from moesim.cost import ESTIMATED
 from moesim.errors import MoesimError
-from moesim.model import MODELS, Model
+from moesim.model import MODELS, Experts, Model
 from moesim.profile import load_profile
 
 if TYPE_CHECKING:
@@ -29,9 +29,15 @@ COLUMNS: Final = (
 )
 REPEATS_DIFFER: Final = 1.3
 # The published checkpoint has the layers of the preset.
-_SAME_LAYERS: Final = {"deepseekr1": "deepseekv3", "deepseekv31": "deepseekv3", "deepseekv3r1": "deepseekv3"}
+_SAME_LAYERS: Final = {
+    "deepseekr1": "deepseekv3", "deepseekv31": "deepseekv3", "deepseekv3r1": "deepseekv3",
+    "llama38b": "llama318b", "llama370b": "llama3170b",
+}  # fmt: skip
 
 
+# Dense presets with experts as wide as their feed-forward part in its place: (preset, experts, top_k).
+# Llama3-8x70B: MoE Parallel Folding, arXiv:2504.14960 section 4.1.
+_UPCYCLED: Final = {"llama38x70b": ("llama-3.1-70b", 8, 2)}
 _WITH_DEEPEP: Final = ("HAI-LLM", "DeepSeek", "sglang 2025")
 
 
@@ -165,7 +171,19 @@ def find_model(name: str) -> Model:
         found = known.get(_SAME_LAYERS.get(plain, plain))
         if found is not None:
             return MODELS[found]
+        if plain in _UPCYCLED:
+            return _upcycled(candidate.strip().lower(), *_UPCYCLED[plain])
     raise SkipError(f"no model preset is {name}")
+
+
+@cache
+def _upcycled(name: str, preset: str, experts: int, top_k: int) -> Model:
+    """The preset with an expert layer of its own width in every layer."""
+    dense = MODELS[preset]
+    layers = tuple(
+        replace(layer, ffn=Experts(experts=experts, top_k=top_k, width=layer.ffn.width)) for layer in dense.layers
+    )
+    return replace(dense, name=name, layers=layers, published=None)
 
 
 def _plain(name: str) -> str:

@@ -1,49 +1,47 @@
 """Training runs: predicted against measured tokens/s per GPU.
 
-The table states model, GPUs, precision, TP, PP, EP, CP, batch and sequence; what it leaves open is chosen by
-one rule for all rows, never by row:
+    training_rows      a row of a table as a run; the rules for what it leaves open
+    training_families  rows that name a family of layouts only: the best configuration of it
+    training_beside    what the errors are to be held against: repeats, one constant rate; memory's verdicts
+    training_trace     one pair of micro-batches in DeepSeek's profile
 
-    micro-batch   as given, else 1                  CP            as given, else 1
-    expert TP     as given; TP where the framework is named "TP+EP" (experts share it); else 1
-    ZeRO          3 for FSDP rows, else 1           recompute     the first of none, selective, full that fits
-    all-to-all    linear, not overlapped            schedule      1F1B: virtual stages are not modelled yet
-    routing       uniform popularity, drawn by chance; capacity factor 1 where the source drops tokens
-    precision     FP8, FP8-CS -> fp8; FP8 blockwise, FP8-MX, MXFP8, FP8 mixed -> fp8_block; BF16
+    H100                        rows on GPUs with a profile of their own, every degree stated: the headline
+    B200 (estimated)            rows on GPUs known by their data sheet
+    best of its family on H100  rows that name a family only
+    …                           the groups of training_beside and training_trace
 
-TFLOP/s become tokens/s by the source's FLOP count where the table gives it, else by moesim's. Repeats of a
-configuration are merged: the newest container is judged; repeats that differ by more than 1.3 x judge nobody.
+Repeats of a configuration are merged: the newest container is judged; repeats that differ by more than 1.3 x
+judge nobody. Kendall's tau is over the families of one block (model, GPUs, batch, sequence), whichever group
+they are in.
 """
 
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moesim.cluster import Cluster
-from moesim.errors import MoesimError
-from moesim.memory import memory
-from moesim.metrics import does_not_fit, measure
-from moesim.model import Model, training_flops
+from moesim.metrics import Result, measure
+from moesim.model import Model
 from moesim.routing import parse_routing
-from moesim.step.scenario import make_scenario
-from moesim.strategy import RECOMPUTE, Strategy, load_strategy, why_not
-from moesim.units import GIB, TFLOPS
+from moesim.step.scenario import Scenario, make_scenario
+from moesim.units import GIB
 from moesim.validate.figures import (
     SHIPPED,
     Found,
     Row,
     SkipError,
-    exchange,
-    find_cluster,
-    find_model,
     frame,
     line,
     merge_repeats,
     number,
-    positive,
     read_tables,
-    whole,
 )
-from moesim.workload import Workload, make_workload
+from moesim.validate.training_beside import beside
+from moesim.validate.training_families import best_of_family
+from moesim.validate.training_rows import Run, case, read_run
+from moesim.validate.training_trace import judge_trace
+from moesim.workload import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,136 +51,113 @@ NEEDED: Final = (
     *("source", "model", "gpu", "gpus", "precision", "tp", "pp", "cp", "vp", "ep", "mbs", "gbs", "seq"),
     *("token_handling", "tok_s_gpu", "tflops_gpu"),
 )
-DTYPES: Final = {
-    "BF16": "bf16", "FP8": "fp8", "FP8-CS": "fp8", "FP8-MX": "fp8_block", "MXFP8": "fp8_block",
-    "FP8 blockwise": "fp8_block", "FP8 mixed": "fp8_block",
-}  # fmt: skip
+BEST_OF: Final = "best of its family"
+FIGURES: Final = {"HAI-LLM (DualPipe)": "DeepSeek's own run"}  # systems whose run is a figure of its own
+NONE_FITS: Final = "no configuration of the family fits in memory"
 
 
-class Run(NamedTuple):
-    """One published run in moesim's nouns."""
+class Judged(NamedTuple):
+    """A row with its line and, where it can be predicted, its run."""
 
-    model: Model
-    cluster: Cluster
-    workload: Workload
-    strategy: Strategy
-    tokens_per_s_per_gpu: float
-    remarks: tuple[str, ...]
-
-    @property
-    def block(self) -> str:
-        """Runs of one block are alternatives for the same work."""
-        w = self.workload
-        return f"{self.model.name} {self.cluster.gpus} {self.cluster.gpu.name} {w.sequences} x {w.queries}"
+    row: Row
+    line: dict[str, Any]
+    run: Run | None
 
 
 def judge(data: Path | None) -> "pd.DataFrame":
-    """One line per published run, in tokens/s per GPU."""
-    rows = read_tables(SHIPPED if data is None else data, PATTERN, NEEDED)
-    lines, runs = [], defaultdict(list)
-    for row in rows:
-        if row.get("is_moe") is False:  # a dense model
-            continue
-        one = line(str(row["gpu"]), _case(row), row, "tokens/s/GPU")
-        lines.append(one)
-        try:
-            run = read_run(row)
-        except SkipError as reason:
-            one["skipped"] = str(reason)
-            continue
-        one |= {"measured": run.tokens_per_s_per_gpu, "block": run.block}
-        runs[_identity(row, run)].append((row, run, one))
-    for repeats in runs.values():
-        _judge_repeats(repeats)
-    return frame(lines)
+    """One line per published run, in tokens/s per GPU, and the lines that stand beside them."""
+    folder = SHIPPED if data is None else data
+    rows = read_tables(folder, PATTERN, NEEDED)
+    everything = [_read(row) for row in rows if row.get("is_moe") is not False]
+    repeats: dict[tuple[Any, ...], list[Judged]] = defaultdict(list)
+    for one in everything:
+        if one.run is not None:
+            repeats[_identity(one.row, one.run)].append(one)
+    fitting = [(members, _judge_repeats(members)) for members in repeats.values()]
+    return frame([*(one.line for one in everything), *beside(everything, fitting), *judge_trace(folder)])
+
+
+def _read(row: Row) -> Judged:
+    """The line of a row, in its group."""
+    try:
+        run = read_run(row)
+    except SkipError as reason:
+        one = line(str(row["gpu"]), case(row), row, "tokens/s/GPU")
+        return Judged(row, one | {"skipped": str(reason)}, None)
+    searched = not run.strategies
+    group = BEST_OF if searched else FIGURES.get(str(row.get("framework")), "")
+    one = line(str(row["gpu"]), case(row), row, "tokens/s/GPU", group)
+    one |= {"block": run.block if run.family else "", "headline": one["headline"] and not searched}
+    if run.tokens_per_s_per_gpu is None:
+        one["skipped"] = "the run was out of memory"
+    else:
+        one["measured"] = run.tokens_per_s_per_gpu
+    return Judged(row, one, run)
 
 
 def _identity(row: Row, run: Run) -> tuple[Any, ...]:
-    return (row["model"], number(row, "vp", 1), run.cluster, run.workload, run.strategy)
+    virtual, ran = number(row, "vp", 1), run.tokens_per_s_per_gpu is not None
+    return row["model"], virtual, run.cluster, run.workload, run.strategies, run.family, run.drops, ran
 
 
-def _judge_repeats(repeats: list[tuple[Row, Run, dict[str, Any]]]) -> None:
-    """One prediction for several runs of one configuration."""
-    found, remarks = predict(repeats[0][1])
-    for _, _, one in repeats:
-        one |= found._asdict() | {"case": "; ".join((one["case"], *remarks))}
-    merge_repeats([(str(row.get("container") or ""), one) for row, _, one in repeats])
+def _judge_repeats(repeats: list[Judged]) -> bool:
+    """One prediction for several runs of one configuration; whether it fits in memory."""
+    run = repeats[0].run
+    assert run is not None
+    result = predicted(run)
+    fits = result is not None and result.infeasible is None
+    if run.tokens_per_s_per_gpu is None:
+        return fits
+    if result is None:
+        for one in repeats:
+            one.line["skipped"] = NONE_FITS
+        return fits
+    found, remarks = found_in(result), (*run.remarks, *_remarks(run, result))
+    for one in repeats:
+        one.line.update(found._asdict() | {"case": "; ".join((one.line["case"], *remarks))})
+    merge_repeats([(str(one.row.get("container") or ""), one.line) for one in repeats])
+    return fits
 
 
-def predict(run: Run) -> tuple[Found, tuple[str, ...]]:
-    """Tokens/s per GPU, and what to know about the number."""
-    scenario = make_scenario(run.model, run.cluster, run.workload, parse_routing("uniform"), seed=0)
-    result = measure(scenario, run.strategy, events=False, fold=True)
+def scenario_of(run: Run) -> Scenario:
+    """The run's question: balanced popularity, tokens drawn by chance."""
+    return _scenario(run.model, run.cluster, run.workload)
+
+
+@cache
+def _scenario(model: Model, cluster: Cluster, workload: Workload) -> Scenario:
+    return make_scenario(model, cluster, workload, parse_routing("uniform"), seed=0)
+
+
+def predicted(run: Run) -> Result | None:
+    """The fastest of the strategies that the run may have used; None where no member of its family fits."""
+    scenario = scenario_of(run)
+    if run.strategies:
+        strategies = run.strategies
+    else:
+        best = best_of_family(scenario, run)
+        strategies = () if best is None else (best,)
+    results = [measure(scenario, one, events=False, fold=True) for one in strategies]
+    return min(results, key=lambda one: one.step_s, default=None)
+
+
+def found_in(result: Result) -> Found:
+    """Tokens/s per GPU with the band."""
     name = "tokens_per_s_per_gpu"
     value, band = result.metrics[name], result.interval[name]
     assert value is not None
     assert band is not None
-    remarks = (*run.remarks, f"recompute {run.strategy.recompute}")
+    return Found(value, *band)
+
+
+def _remarks(run: Run, result: Result) -> list[str]:
+    """What no table says: how the configuration was completed."""
+    one = result.strategy
+    told = [f"recompute {one.recompute}"]
+    if one.ep > 1 and one.all_to_all != "linear":
+        told.append(one.all_to_all)
+    if not run.strategies:
+        told.append(f"found TP{one.tp} PP{one.pp} EP{one.ep} ETP{one.etp}")
     if result.infeasible:
-        remarks = (*remarks, f"{result.infeasible}: {result.memory.total / GIB:.0f} GiB")
-    return Found(value, *band), remarks
-
-
-def read_run(row: Row) -> Run:
-    """The run of a row; SkipError where the row leaves open what no rule decides."""
-    if row.get("quality") not in (None, "table"):
-        raise SkipError(f"quality of the figure: {row['quality']}")
-    model = find_model(str(row["model"]))
-    cluster = find_cluster(str(row["gpu"]), whole(row, "gpus"))
-    tp, pp, ep = (whole(row, name) for name in ("tp", "pp", "ep"))
-    dtype = DTYPES.get(str(row["precision"]))
-    if dtype is None:
-        raise SkipError(f"moesim has no precision {row['precision']}")
-    workload = make_workload("train", cluster.gpus, global_batch=whole(row, "gbs"), seq=whole(row, "seq"), dtype=dtype)
-    shares_tp = "TP+EP" in str(row.get("framework"))
-    drops = "token drop" in str(row["token_handling"])
-    choices = {
-        "tp": tp, "pp": pp, "ep": ep, "cp": whole(row, "cp", 1), "micro_batch": whole(row, "mbs", 1),
-        "etp": whole(row, "etp", tp if shares_tp else 1), "zero": 3 if number(row, "fsdp", 0) else 1,
-        "all_to_all": exchange(row.get("framework"), "train", ep), **({"capacity_factor": 1.0} if drops else {}),
-    }  # fmt: skip
-    strategy = _fitting(model, cluster, workload, choices)
-    speed, remarks = _speed(row, model, workload)
-    return Run(model, cluster, workload, strategy, speed, (*remarks, *_not_modelled(row)))
-
-
-def _fitting(model: Model, cluster: Cluster, workload: Workload, choices: dict[str, Any]) -> Strategy:
-    """The least recompute that fits in memory; all of it where nothing does."""
-    try:
-        candidates = [load_strategy(choices | {"recompute": what}, cluster.gpus) for what in RECOMPUTE]
-    except MoesimError as error:
-        raise SkipError(str(error)) from None
-    reason = why_not(model, cluster, workload, candidates[0])
-    if reason is not None:
-        raise SkipError(f"moesim cannot express it: {reason}")
-    fits = (s for s in candidates if does_not_fit(cluster.gpu, memory(model, workload, s)) is None)
-    return next(fits, candidates[-1])
-
-
-def _speed(row: Row, model: Model, workload: Workload) -> tuple[float, tuple[str, ...]]:
-    """Measured tokens/s per GPU."""
-    if row["tok_s_gpu"] is not None:
-        return positive(row, "tok_s_gpu"), ()
-    if row["tflops_gpu"] is None:
-        raise SkipError("neither tokens/s nor TFLOP/s: the run was out of memory or not reported")
-    ours = training_flops(model, workload.queries) / workload.queries
-    given = row.get("gflop_per_token")
-    remark = () if given is not None else (f"tokens/s by moesim's {ours / 1e9:.0f} GFLOP/token",)
-    counted = ours if given is None else positive(row, "gflop_per_token") * 1e9
-    return positive(row, "tflops_gpu") * TFLOPS / counted, remark
-
-
-def _not_modelled(row: Row) -> tuple[str, ...]:
-    virtual = number(row, "vp", 1)
-    return (f"VP{virtual:.0f} not modelled",) if virtual > 1 and number(row, "pp") > 1 else ()
-
-
-def _case(row: Row) -> str:
-    shape = " ".join(
-        f"{name.upper()}{number(row, name):.0f}"
-        for name in ("tp", "cp", "pp", "ep", "etp", "mbs", "gbs", "seq")
-        if row.get(name) is not None
-    )
-    gpus = "?" if row["gpus"] is None else f"{whole(row, 'gpus')}"
-    where = row.get("container") or row.get("framework") or ""
-    return f"{row['model']}, {gpus} x {row['gpu']}, {row['precision']}, {shape}, {where}".rstrip(", ")
+        told.append(f"{result.infeasible}: {result.memory.total / GIB:.0f} GiB")
+    return told
