@@ -25,6 +25,7 @@ A module imports only what stands above it in this list, which is also the readi
     player        play a program: bound, batched list, SimPy events
     step          one strategy priced and played: layer passes inside the pipeline
     metrics       tokens/s, MFU, exposed communication, imbalance, cost
+    adaptive      an expert layer by its load: the best r, chunks and all-to-all of each capacity bucket
     planner       candidates, why_not, bound, play the best, rank; why the first is first
     report        the recommendation in words
     plots         timeline, candidates, breakdown, topology
@@ -37,7 +38,7 @@ A module imports only what stands above it in this list, which is also the readi
 """
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "plan", "scenario", "simulate"]
+__all__ = ["__version__", "plan", "policy", "scenario", "simulate"]
 
 
 def __getattr__(name: str) -> object:
