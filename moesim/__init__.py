@@ -25,6 +25,7 @@ A module imports only what stands above it in this list, which is also the readi
     player        play a program: bound, batched list, SimPy events
     step          one strategy priced and played: layer passes inside the pipeline
     metrics       tokens/s, MFU, exposed communication, imbalance, cost
+    goodput       useful over wall time: barriers, stragglers, failures, checkpoints
     adaptive      an expert layer by its load: the best r, chunks and all-to-all of each capacity bucket
     planner       candidates, why_not, bound, play the best, rank; why the first is first
     report        the recommendation in words

@@ -3,6 +3,8 @@
 from moesim.adaptive import Policy, best_ways, layer_of
 from moesim.adaptive.layer import PADDED
 from moesim.cluster import Cluster, load_cluster
+from moesim.goodput import Goodput, Reality
+from moesim.goodput import goodput as useful
 from moesim.metrics import Result, measure
 from moesim.model import Model, load_model
 from moesim.planner import Plan
@@ -65,6 +67,22 @@ def simulate(
     asked = scenario(model, cluster, nodes=nodes, workload=workload, routing=routing, seed=seed)
     chosen = load_strategy(strategy, asked.cluster.gpus, asked.workload) if isinstance(strategy, str) else strategy
     return measure(asked, chosen)
+
+
+def goodput(
+    model: str | Model,
+    cluster: str | Cluster,
+    strategy: str | Strategy,
+    *,
+    nodes: int | None = None,
+    workload: str | Workload = "train",
+    routing: str | Routing | None = None,
+    seed: int = 0,
+    reality: Reality | None = None,
+) -> Goodput:
+    """Useful over wall time of a training run: see ``moesim goodput``."""
+    result = simulate(model, cluster, strategy, nodes=nodes, workload=workload, routing=routing, seed=seed)
+    return useful(result, reality)
 
 
 def policy(

@@ -1,9 +1,9 @@
 """The command line: one module per command, imported when it is called.
 
 plan      rank configurations          simulate  play one
-policy    an expert layer by its load  cost      price one operation
-list      what is there
-validate  predicted against measured     calibrate  measure this machine
+goodput   weeks of it, with failures   policy    an expert layer by its load
+cost      price one operation          list      what is there
+validate  predicted against measured   calibrate  measure this machine
 
 exit code 0  done
 exit code 1  nothing feasible, or a check failed
@@ -26,6 +26,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 COMMANDS: Final = {
     "plan": "Rank configurations for a model, a cluster and a workload.",
     "simulate": "Play one configuration: time, breakdown, memory, trace.",
+    "goodput": "What a training step means over weeks: failures, checkpoints, stragglers, barriers.",
     "policy": "The best way to run an expert layer at each load, and what a static one loses.",
     "cost": "Price one operation, and say where the number comes from.",
     "list": "What is there: models, clusters, profiles, routing, …",
