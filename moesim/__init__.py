@@ -41,7 +41,7 @@ A module imports only what stands above it in this list, which is also the readi
 """
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "plan", "policy", "scenario", "simulate"]
+__all__ = ["__version__", "plan", "scenario", "simulate"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,8 @@ from moesim.planner import plan as search
 from moesim.routing import Routing, parse_routing
 from moesim.step.scenario import Scenario, make_scenario
 from moesim.strategy import Strategy, load_strategy
+from moesim.tiers import Offload, Tiers, tiers_of
+from moesim.tiers import offload as keep_outside
 from moesim.workload import DEFAULT_ROUTING, SEQUENCE_TOKENS, Workload, make_workload
 
 
@@ -83,6 +85,14 @@ def goodput(
     """Useful over wall time of a training run: see ``moesim goodput``."""
     result = simulate(model, cluster, strategy, nodes=nodes, workload=workload, routing=routing, seed=seed)
     return useful(result, reality)
+
+
+def offload(
+    asked: Scenario, strategy: str | Strategy, *, tiers: Tiers | None = None, slots: int = 2, cached: float = 1.0
+) -> Offload:
+    """The experts of ``scenario(...)`` in CPU memory and on SSD: see ``moesim tiers``."""
+    chosen = load_strategy(strategy, asked.cluster.gpus, asked.workload) if isinstance(strategy, str) else strategy
+    return keep_outside(asked, chosen, tiers or tiers_of(asked.cluster), slots=slots, cached=cached)
 
 
 def policy(

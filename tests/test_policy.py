@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import moesim
+from moesim import api
 from moesim.adaptive import BUCKET, MoeLayer, Way, best_ways, capacities, possible, why_not
 from moesim.adaptive.layer import copies_of, gather_group
 from moesim.adaptive.price import _exchange, load_prices
 from moesim.adaptive.volume import data_parallel, expert_data_parallel, expert_model_parallel, way
 from moesim.cli import main
 from moesim.cli.policy_command import read_factors
-from moesim.cluster import load_cluster
+from moesim.cluster import Cluster, load_cluster
 from moesim.errors import MoesimError
 from moesim.model import Experts
 from moesim.profile import load_profile
@@ -162,7 +162,7 @@ def test_loads_of_one_bucket_share_a_way():
 
 def test_one_gpu_has_nothing_to_exchange():
     found = best_ways(layer(experts=8, tokens=512), load_cluster("dgx-a100"), (1.0,))
-    alone = best_ways(layer(experts=8, tokens=512), moesim.cluster.Cluster(
+    alone = best_ways(layer(experts=8, tokens=512), Cluster(
         name="one", gpu=A100.gpu, nodes=1, gpus_per_node=1, scale_up=A100.scale_up), (1.0,))  # fmt: skip
     assert alone.ways[0].parts["dispatch"].seconds.item() == 0.0
     assert found.ways[1].parts["dispatch"].seconds.item() > 0.0
@@ -229,6 +229,6 @@ def test_the_command_leaves_a_table_and_a_picture(tmp_path, capsys):
 
 
 def test_the_function_is_the_command():
-    found = moesim.policy("olmoe-1b-7b", "dgx-h100", capacity_factors=(1.0,), algorithms=("linear",), trains=False)
+    found = api.policy("olmoe-1b-7b", "dgx-h100", capacity_factors=(1.0,), algorithms=("linear",), trains=False)
     assert found.layer.hidden == 2048
     assert set(found.to_frame()["all_to_all"]) <= {"linear", "none"}
