@@ -19,6 +19,7 @@ from moesim.tiers import (
     Needed,
     Tier,
     Tiers,
+    early_s,
     fetch_s,
     keep,
     knee,
@@ -117,6 +118,14 @@ def test_a_better_hit_rate_is_never_slower(size, layer_s, one, other):
     assert times[0] >= times[1] >= layer_s
     least = knee(size, layer_s, SLOW)
     assert (least is not None and high >= least - 1e-9) == (times[1] <= layer_s * (1 + 1e-9))
+
+
+def test_a_gate_that_speaks_early_hides_its_window():
+    # ScMoE, fig. 13: blocking fetches add 80 % and 240 %; early ones take away 75 % and 25 % of that, 0.6 layers in both
+    for blocking, removed in ((0.8, 0.75), (2.4, 0.25)):
+        assert early_s(1.0, blocking, 0.0) == pytest.approx(1.0 + blocking)
+        assert early_s(1.0, blocking, 0.6) == pytest.approx(1.0 + blocking * (1.0 - removed))
+    assert early_s(1.0, 0.5, 0.6) == 1.0
 
 
 # --- ring slots -------------------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ Source: SE-MoE (MoESys), arXiv:2205.10034, equation 1, algorithm 2, sections 3.1
 
 from moesim.tiers.cache import CacheRule, CacheRun, keep
 from moesim.tiers.capacity import Needed, needed, split_parameters, why_not
-from moesim.tiers.fetch import fetch_s, knee, steady_s, transfer_s
+from moesim.tiers.fetch import early_s, fetch_s, knee, steady_s, transfer_s
 from moesim.tiers.hardware import TIERS, Tier, Tiers, tiers_of
 from moesim.tiers.offload import Offload, offload
 from moesim.tiers.ring import play_ring
 
 __all__ = [
-    "TIERS", "CacheRule", "CacheRun", "Needed", "Offload", "Tier", "Tiers", "fetch_s", "keep", "knee", "needed",
+    "TIERS", "CacheRule", "CacheRun", "Needed", "Offload", "Tier", "Tiers", "early_s", "fetch_s", "keep", "knee", "needed",
     "offload", "play_ring", "split_parameters", "steady_s", "tiers_of", "transfer_s", "why_not",
 ]  # fmt: skip

@@ -4,9 +4,11 @@
     fetch       transfer over PCIe + (1 - hit) x transfer from SSD         a miss is read first, then copied
     layer       K >= 2 slots: max(layer, fetch, gather)                    K = 1: layer + max(fetch, gather)
     knee        the hit rate at which fetch = layer
+    early       layer + max(0, fetch - window): experts fetched on demand, known a window before they are needed
 
 ``gather`` is the all-gather of the next layer's dense shards over NVLink: another link, at the same time. Source:
-SE-MoE (arXiv:2205.10034), section 3.1; the laws follow from two buffers, and ``ring`` plays them.
+SE-MoE (arXiv:2205.10034), section 3.1; the laws follow from two buffers, and ``ring`` plays them. Early: ScMoE
+(arXiv:2404.05019), whose gate reads the layer before, so that a migration hides behind the dense part between.
 """
 
 from moesim.errors import MoesimError
@@ -37,6 +39,12 @@ def steady_s(layer_s: float, fetch_s: float, gather_s: float, slots: int) -> flo
     if slots == 1:
         return layer_s + max(fetch_s, gather_s)
     return max(layer_s, fetch_s, gather_s)
+
+
+def early_s(layer_s: float, fetch_s: float, window_s: float) -> float:
+    """Seconds of a layer whose chosen experts are fetched when the gate has spoken, ``window_s`` before they compute;
+    0 where the gate stands in front of its experts: the fetch blocks."""
+    return layer_s + max(0.0, fetch_s - window_s)
 
 
 def knee(size_bytes: float, layer_s: float, tiers: Tiers, launches: float = 1.0) -> float | None:
