@@ -121,7 +121,7 @@ def test_a_better_hit_rate_is_never_slower(size, layer_s, one, other):
 
 
 def test_a_gate_that_speaks_early_hides_its_window():
-    # ScMoE, fig. 13: blocking fetches add 80 % and 240 %; early ones take away 75 % and 25 % of that, 0.6 layers in both
+    # ScMoE, fig. 13: blocking fetches add 80 % and 240 %; early ones take away 75 % and 25 % of that: 0.6 layers each
     for blocking, removed in ((0.8, 0.75), (2.4, 0.25)):
         assert early_s(1.0, blocking, 0.0) == pytest.approx(1.0 + blocking)
         assert early_s(1.0, blocking, 0.6) == pytest.approx(1.0 + blocking * (1.0 - removed))

@@ -7,7 +7,7 @@ Backward is the mirror: the weights again, gradients of the outputs out and of t
 in the gaps, and where weights were gathered their gradients are reduced back. With one chunk nothing overlaps.
 A GPU sends its capacity c for each of the E experts, r times; it computes what arrives with 1 / r of the width:
 
-    sent        r c E rows of ``hidden`` values, evenly to all W GPUs
+    sent        r c E rows of ``hidden`` bf16 values, evenly to all W GPUs
     computed    r > 0: its own experts, r c E rows together     r = 0: all E experts, c rows each
 
 Every price is moesim's own: ``alltoall``, ``collectives``, ``compute``; the gradients of the experts cost what was

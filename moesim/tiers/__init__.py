@@ -21,6 +21,6 @@ from moesim.tiers.offload import Offload, offload
 from moesim.tiers.ring import play_ring
 
 __all__ = [
-    "TIERS", "CacheRule", "CacheRun", "Needed", "Offload", "Tier", "Tiers", "early_s", "fetch_s", "keep", "knee", "needed",
-    "offload", "play_ring", "split_parameters", "steady_s", "tiers_of", "transfer_s", "why_not",
+    "TIERS", "CacheRule", "CacheRun", "Needed", "Offload", "Tier", "Tiers", "early_s", "fetch_s", "keep", "knee",
+    "needed", "offload", "play_ring", "split_parameters", "steady_s", "tiers_of", "transfer_s", "why_not",
 ]  # fmt: skip

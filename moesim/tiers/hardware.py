@@ -80,7 +80,7 @@ def tiers_of(
     known = TIERS.get(cluster.name)
     if known is None and (cpu_bytes is None or cpu_bytes_per_s is None):
         raise MoesimError(
-            f"no memory tiers are known for cluster {cluster.name}: give the CPU memory and bandwidth of a GPU, "
+            f"no memory tiers are known for cluster {cluster.name}: give --cpu-memory and --cpu-bandwidth of a GPU, "
             f"or choose from {', '.join(TIERS)}"
         )
     cpu = _given(known.cpu if known else None, cpu_bytes, cpu_bytes_per_s, COPY_START_S)
