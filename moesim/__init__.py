@@ -25,6 +25,10 @@ A module imports only what stands above it in this list, which is also the readi
     player        play a program: bound, batched list, SimPy events
     step          one strategy priced and played: layer passes inside the pipeline
     metrics       tokens/s, MFU, exposed communication, imbalance, cost
+    goodput       useful over wall time: barriers, stragglers, failures, checkpoints
+    adaptive      an expert layer by its load: the best r, chunks and all-to-all of each capacity bucket
+    tiers         experts in CPU memory and on SSD: what fits, what a layer hides of its fetching
+    elastic       tasks of unequal batches: a step waits for the slowest
     planner       candidates, why_not, bound, play the best, rank; why the first is first
     report        the recommendation in words
     plots         timeline, candidates, breakdown, topology

@@ -1,6 +1,10 @@
 """The same commands as functions: names or nouns in, objects with ``to_frame()`` out."""
 
+from moesim.adaptive import Policy, best_ways, layer_of
+from moesim.adaptive.layer import PADDED
 from moesim.cluster import Cluster, load_cluster
+from moesim.goodput import Goodput, Reality
+from moesim.goodput import goodput as useful
 from moesim.metrics import Result, measure
 from moesim.model import Model, load_model
 from moesim.planner import Plan
@@ -8,7 +12,9 @@ from moesim.planner import plan as search
 from moesim.routing import Routing, parse_routing
 from moesim.step.scenario import Scenario, make_scenario
 from moesim.strategy import Strategy, load_strategy
-from moesim.workload import DEFAULT_ROUTING, Workload, make_workload
+from moesim.tiers import Offload, Tiers, tiers_of
+from moesim.tiers import offload as keep_outside
+from moesim.workload import DEFAULT_ROUTING, SEQUENCE_TOKENS, Workload, make_workload
 
 
 def scenario(
@@ -63,3 +69,45 @@ def simulate(
     asked = scenario(model, cluster, nodes=nodes, workload=workload, routing=routing, seed=seed)
     chosen = load_strategy(strategy, asked.cluster.gpus, asked.workload) if isinstance(strategy, str) else strategy
     return measure(asked, chosen)
+
+
+def goodput(
+    model: str | Model,
+    cluster: str | Cluster,
+    strategy: str | Strategy,
+    *,
+    nodes: int | None = None,
+    workload: str | Workload = "train",
+    routing: str | Routing | None = None,
+    seed: int = 0,
+    reality: Reality | None = None,
+) -> Goodput:
+    """Useful over wall time of a training run: see ``moesim goodput``."""
+    result = simulate(model, cluster, strategy, nodes=nodes, workload=workload, routing=routing, seed=seed)
+    return useful(result, reality)
+
+
+def offload(
+    asked: Scenario, strategy: str | Strategy, *, tiers: Tiers | None = None, slots: int = 2, cached: float = 1.0
+) -> Offload:
+    """The experts of ``scenario(...)`` in CPU memory and on SSD: see ``moesim tiers``."""
+    chosen = load_strategy(strategy, asked.cluster.gpus, asked.workload) if isinstance(strategy, str) else strategy
+    return keep_outside(asked, chosen, tiers or tiers_of(asked.cluster), slots=slots, cached=cached)
+
+
+def policy(
+    model: str | Model,
+    cluster: str | Cluster,
+    *,
+    nodes: int | None = None,
+    tokens_per_gpu: int = SEQUENCE_TOKENS,
+    capacity_factors: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
+    algorithms: tuple[str, ...] | None = None,
+    dtype: str = "bf16",
+    trains: bool = True,
+) -> Policy:
+    """The best way to run a model's expert layer at each load: see ``moesim policy``."""
+    chosen = load_cluster(cluster, nodes) if isinstance(cluster, str) else cluster
+    known = load_model(model) if isinstance(model, str) else model
+    layer = layer_of(known, tokens_per_gpu, dtype=dtype, trains=trains)
+    return best_ways(layer, chosen, capacity_factors, algorithms=algorithms or PADDED)

@@ -18,6 +18,10 @@ SCENARIO = (
 FLAGS = {  # names are frozen once released; a new one is a decision
     "plan": f"{SCENARIO} --objective --out --top",
     "simulate": f"{SCENARIO} --batched --plot --strategy --trace",
+    "goodput": f"{SCENARIO} --checkpoint-interval --gpu-mtbf --jitter --restart --slow-nodes --slowness --strategy "
+    "--write-bandwidth",
+    "tiers": f"{SCENARIO} --cached --cpu-bandwidth --cpu-memory --hit-rate --slots --ssd --ssd-bandwidth --strategy",
+    "policy": "MODEL --all-to-all --capacity-factors --cluster --dtype --forward --json --nodes --out --tokens-per-gpu",
     "list": "WHAT --json",
     "validate": "--check --data --group --json --out --rows",
     "cost expert-ffn": "--dtype --experts --ep --ffn --from --gpu --hidden --json --kernel --load --no-gate --out "
@@ -62,7 +66,7 @@ def find(name):
 
 
 def test_the_commands_are_frozen():
-    assert list(COMMANDS) == ["plan", "simulate", "cost", "list", "validate", "calibrate"]
+    assert list(COMMANDS) == ["plan", "simulate", "goodput", "tiers", "policy", "cost", "list", "validate", "calibrate"]
     assert {f"cost {name}" for name in OPERATIONS} == {name for name in FLAGS if name.startswith("cost ")}
     assert group.list_commands(click.Context(group)) == list(COMMANDS)
 

@@ -1,8 +1,10 @@
 """The command line: one module per command, imported when it is called.
 
 plan      rank configurations          simulate  play one
-cost      price one operation          list      what is there
-validate  predicted against measured     calibrate  measure this machine
+goodput   weeks of it, with failures   tiers     experts in CPU memory and on SSD
+policy    an expert layer by its load  cost      price one operation
+list      what is there                validate  predicted against measured
+calibrate measure this machine
 
 exit code 0  done
 exit code 1  nothing feasible, or a check failed
@@ -25,6 +27,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 COMMANDS: Final = {
     "plan": "Rank configurations for a model, a cluster and a workload.",
     "simulate": "Play one configuration: time, breakdown, memory, trace.",
+    "goodput": "What a training step means over weeks: failures, checkpoints, stragglers, barriers.",
+    "tiers": "Experts in CPU memory and on SSD: what fits, what a layer hides of its fetching.",
+    "policy": "The best way to run an expert layer at each load, and what a static one loses.",
     "cost": "Price one operation, and say where the number comes from.",
     "list": "What is there: models, clusters, profiles, routing, …",
     "validate": "Compare predictions with published measurements.",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moesim.adaptive import Policy
 from moesim.errors import MoesimError
 from moesim.memory import memory
 from moesim.metrics import FULL, Result
@@ -139,3 +140,35 @@ def draw_layer(result: Result, path: Path) -> None:
     plots.layer_timeline(frame, ax)
     plots.save(picture, path)
     plots.save_table(frame, path)
+
+
+def write_policy(found: Policy, document: dict[str, Any], out: Path) -> None:
+    """policy.json, policy.csv, static.csv and policy.png."""
+    folder(out)
+    write_json(out / "policy.json", document)
+    from moesim import plots
+
+    plots.save_table(found.to_frame(), out / "policy.csv")
+    plots.save_table(found.statics(), out / "static.csv")
+    picture, ax = plots.figure()
+    plots.policy(policy_frame(found), ax)
+    plots.save(picture, out / "policy.png")
+
+
+def policy_frame(found: Policy) -> "pd.DataFrame":
+    """Milliseconds over the load: of the policy, and of the static choice of each r that loses least."""
+    import pandas as pd
+
+    best: dict[str, int] = {}
+    for number, one in enumerate(found.ways):
+        name = f"r = {one.way.r}"
+        if name not in best or found.regret[number] < found.regret[best[name]]:
+            best[name] = number
+    lines = {"policy": found.chosen_s} | {f"{found.ways[n].way}": found.seconds[n] for n in best.values()}
+    return pd.DataFrame(
+        [
+            {"choice": name, "capacity_factor": factor, "milliseconds": float(seconds[load]) * 1e3}
+            for name, seconds in lines.items()
+            for load, factor in enumerate(found.factors)
+        ]
+    )

@@ -9,6 +9,7 @@
     roofline.py    roofline(): measured kernels under the data sheet's roof
     topology.py    topology(): the cluster's links, with the load on each
     places.py      where the things of a topology stand
+    policy.py      policy(): an expert layer over its load
     link_loads.py  edge_loads(): what a traffic loads on them
 
 matplotlib is imported here and nowhere else.
@@ -18,6 +19,7 @@ from moesim.plots.accuracy import accuracy, accuracy_panels
 from moesim.plots.breakdown import breakdown
 from moesim.plots.candidates import candidates
 from moesim.plots.link_loads import edge_loads
+from moesim.plots.policy import policy
 from moesim.plots.roofline import roofline
 from moesim.plots.style import COLOURS, figure, save, save_table
 from moesim.plots.timeline import layer_timeline, timeline
@@ -32,6 +34,7 @@ __all__ = [
     "edge_loads",
     "figure",
     "layer_timeline",
+    "policy",
     "roofline",
     "save",
     "save_table",
