@@ -5,6 +5,10 @@ and 12 bytes per parameter, as Megatron-LM does (arXiv:2205.05198, section 4.1 f
 per-layer terms are listed in ``_kept_values``). ZeRO divides over data parallelism: stage 1 the
 optimizer, stage 2 the gradients too, stage 3 the weights too (arXiv:1910.02054). Experts are divided over
 their own data parallelism, dp x cp x tp / (ep x etp).
+
+Activations are those of the stage's worst moment in the order of its schedule (``schedule.in_flight``): what
+every part keeps for its backward pass, times the micro-batches that wait for theirs. DualPipe holds the
+parameters of two parts, over twice as many replicas.
 """
 
 from functools import lru_cache
@@ -25,8 +29,8 @@ from moesim.model import (
     row_width,
     stored_tokens,
 )
-from moesim.schedule import in_flight
-from moesim.stages import stage_layers
+from moesim.schedule import SCHEDULES, Pipe, in_flight
+from moesim.stages import part_layers, parts_on_stages
 from moesim.strategy import Strategy
 from moesim.units import GIB
 from moesim.workload import Workload
@@ -43,6 +47,7 @@ KV_BYTES: Final = 2.0
 TRAINING_WEIGHT_BYTES: Final = 2.0
 GRADIENT_BYTES: Final = 4.0
 OPTIMIZER_BYTES: Final = 12.0
+STATES: Final = ((TRAINING_WEIGHT_BYTES, 3), (GRADIENT_BYTES, 2), (OPTIMIZER_BYTES, 1))  # sharded from a ZeRO stage on
 # CUDA context, NCCL buffers, allocator fragmentation. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
 FRAMEWORK_BYTES: Final = 2.0 * GIB
 
@@ -77,18 +82,33 @@ def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: floa
     return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
 
 
+@lru_cache(maxsize=16384)
+def state_bytes(model: Model, strategy: Strategy) -> float:
+    """Bytes on the fullest GPU of what training keeps whatever its micro-batches: no activations."""
+    held = _held(model, strategy)
+    kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES)
+    return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
+
+
+def _held(model: Model, strategy: Strategy) -> Held:
+    return held_by_stage(
+        model, strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.schedule, strategy.virtual
+    )
+
+
 def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
     """The fields of Memory for every stage."""
-    held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
+    held = _held(model, strategy)
     tokens = tokens_on_gpu(workload, strategy)
-    kept, working, last = _activation_values(model, strategy.pp, strategy.etp, strategy.recompute, imbalance)
-    pending = _in_flight(strategy.schedule, strategy.pp, strategy.micro_batches(workload.sequences))
+    micro_batches = strategy.micro_batches(workload.sequences)
+    values, last = _activation_values(
+        model, strategy.pp, strategy.schedule, strategy.virtual, strategy.etp, strategy.recompute, imbalance,
+        micro_batches,
+    )  # fmt: skip
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
     return (
-        _kept(held, strategy, TRAINING_WEIGHT_BYTES, from_zero_stage=3),
-        _kept(held, strategy, GRADIENT_BYTES, from_zero_stage=2),
-        _kept(held, strategy, OPTIMIZER_BYTES, from_zero_stage=1),
-        tokens * ((pending * kept + working) * ACTIVATION_BYTES + logits),
+        *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
+        tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
         FRAMEWORK_BYTES + _gathered_layer(model, strategy),
     )
@@ -115,26 +135,33 @@ def _kept(held: Held, strategy: Strategy, bytes_each: float, from_zero_stage: in
     """Bytes of one training state by stage, divided over data parallelism from a ZeRO stage on."""
     if strategy.zero < from_zero_stage:
         return np.asarray((held.dense + held.expert) * bytes_each)
-    return np.asarray(held.dense / (strategy.dp * strategy.cp) + held.expert / strategy.expert_dp) * bytes_each
+    copies = SCHEDULES[strategy.schedule].copies
+    dp = strategy.dp * strategy.cp
+    return np.asarray(held.dense / dp + held.expert / strategy.expert_dp) / copies * bytes_each
 
 
 @lru_cache(maxsize=4096)
-def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int) -> Held:
-    """Parameters on one GPU of each stage: its layers, the embedding on the first, the head on the last."""
-    dense, expert = ends_by_stage(model, pp) / tp, np.zeros(pp)
-    for stage, indices in enumerate(stage_layers(model, pp)):
+def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, schedule: str = "1f1b", virtual: int = 1) -> Held:
+    """Parameters on one GPU of each stage: its layers, the embedding with the first, the head with the last."""
+    holds = parts_on_stages(schedule, pp, virtual)
+    dense, expert = _ends(model, pp * virtual, pp) / tp, np.zeros(pp * virtual)
+    for part, indices in enumerate(part_layers(model, pp * virtual)):
         for index in indices:
             here = layer_on_gpu(model, model.layers[index], tp, ep, etp)
-            dense[stage] += here.dense
-            expert[stage] += here.expert
+            dense[part] += here.dense
+            expert[part] += here.expert
     dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
-    return Held(dense, expert)
+    return Held(holds @ dense, holds @ expert)
+
+
+def ends_by_stage(model: Model, pp: int, schedule: str = "1f1b", virtual: int = 1) -> FloatArray:
+    """Parameters of embedding and head; tied, they are stored twice when they are on two stages."""
+    return np.asarray(parts_on_stages(schedule, pp, virtual) @ _ends(model, pp * virtual, pp))
 
 
 @lru_cache(maxsize=1024)
-def ends_by_stage(model: Model, pp: int) -> FloatArray:
-    """Parameters of embedding and head; tied, they are stored twice when they are on two stages."""
-    ends = np.zeros(pp)
+def _ends(model: Model, parts: int, pp: int) -> FloatArray:
+    ends = np.zeros(parts)
     ends[0] += embedding_parameters(model)
     ends[-1] += embedding_parameters(model) if model.tied_embeddings and pp > 1 else head_parameters(model)
     return ends
@@ -167,22 +194,35 @@ def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
 
 @lru_cache(maxsize=4096)
 def _activation_values(
-    model: Model, pp: int, etp: int, recompute: str, imbalance: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """By stage, values per token: kept by its layers, alive while one is recomputed; 1 on the last stage."""
-    stages = [[model.layers[index] for index in indices] for indices in stage_layers(model, pp)]
-    kept = [sum(_kept_values(model, layer, etp, recompute, imbalance) for layer in layers) for layers in stages]
-    working = [
-        max((_kept_values(model, layer, etp, "none", imbalance) for layer in set(layers)), default=0.0)
-        if recompute == "full" else 0.0
-        for layers in stages
-    ]  # fmt: skip
-    return np.array(kept), np.array(working), np.eye(1, pp, pp - 1)[0]
+    model: Model, pp: int, schedule: str, virtual: int, etp: int, recompute: str, imbalance: float, micro_batches: int
+) -> tuple[FloatArray, FloatArray]:
+    """By stage, values per token at the worst moment, and 1 where the head is."""
+    holds = parts_on_stages(schedule, pp, virtual)
+    kept, whole, widest = _part_values(model, pp * virtual, etp, recompute, imbalance)
+    here = np.array([np.flatnonzero(row) for row in holds])  # [stage, part of the stage]
+    each = np.stack([kept[here], whole[here]], axis=-1)  # WAITS, OWES
+    counts = in_flight(schedule, Pipe(pp, micro_batches, virtual))  # [stage, moment, part of the stage, what]
+    worst = (counts * each[:, None]).sum(axis=(-2, -1)).max(axis=-1)
+    rule = SCHEDULES[schedule]
+    frees = rule.pairs or not rule.splits  # a whole backward pass: each layer is there for its own turn alone
+    return np.asarray(worst + frees * widest[here].max(axis=-1)), holds[:, -1]
 
 
 @lru_cache(maxsize=4096)
-def _in_flight(schedule: str, pp: int, micro_batches: int) -> FloatArray:
-    return np.array([in_flight(schedule, stage, pp, micro_batches) for stage in range(pp)], dtype=float)
+def _part_values(
+    model: Model, parts: int, etp: int, recompute: str, imbalance: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """By part, values per token: kept for the backward pass; there until the gradients of the weights are done;
+    alive while one layer is recomputed."""
+    layers = [[model.layers[index] for index in indices] for indices in part_layers(model, parts)]
+
+    def values(one: Layer, how: str) -> float:
+        return _kept_values(model, one, etp, how, imbalance)
+
+    kept = [sum(values(one, recompute) for one in part) for part in layers]
+    whole = [sum(values(one, "none") for one in part) for part in layers]
+    widest = [max((values(one, "none") for one in set(part)), default=0.0) for part in layers]
+    return np.array(kept), np.array(whole), np.array(widest) * (recompute == "full")
 
 
 @lru_cache(maxsize=4096)
@@ -223,7 +263,7 @@ def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArra
 def _kv_bytes_by_stage(model: Model, pp: int, tp: int, context: int) -> FloatArray:
     """KV-cache bytes of one sequence on one GPU of each stage."""
     found = np.zeros(pp)
-    for stage, indices in enumerate(stage_layers(model, pp)):
+    for stage, indices in enumerate(part_layers(model, pp)):
         for layer in (model.layers[index] for index in indices):
             split = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
             found[stage] += stored_tokens(layer.attention, context) * kv_bytes_per_token(model, layer, KV_BYTES) / split

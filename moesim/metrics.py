@@ -20,20 +20,13 @@ from moesim.model import Model, forward_flops, training_flops
 from moesim.program import Passes
 from moesim.step import experts
 from moesim.step.breakdown import Breakdown, breakdown
+from moesim.step.ends import ends
 from moesim.step.layers import batched, bounded, by_events
+from moesim.step.parts import PartPasses, part_passes
 from moesim.step.passes import pass_key, spread
-from moesim.step.play import (
-    StagePasses,
-    StepTimes,
-    ends,
-    passes_of,
-    stage_passes,
-    stage_work,
-    step_bound,
-    step_seconds,
-    step_times,
-)
+from moesim.step.play import passes_of, step_seconds, times_of
 from moesim.step.scenario import BATCH_CLASSES, LAYER_CLASSES, Scenario
+from moesim.step.times import StepTimes, stage_work, step_bound
 from moesim.strategy import Strategy, show, why_not
 from moesim.workload import Workload
 
@@ -97,7 +90,7 @@ class Play(NamedTuple):
     bound_s: float
     passes: Passes
     times: StepTimes
-    stages: StagePasses
+    parts: PartPasses
 
 
 def play(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: bool = False) -> Play:
@@ -110,13 +103,13 @@ def play(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: b
     if reason is not None:
         raise MoesimError(f"this strategy cannot run: {reason} ({show(strategy)})")
     passes = passes_of(scenario, strategy)
-    stages = stage_passes(scenario, strategy, by_events if events else batched)
+    parts = part_passes(scenario, strategy, by_events if events else batched)
     end = ends(scenario, strategy)
-    times = step_times(stages, end)
+    times = times_of(scenario, strategy, parts, end)
     step_s = float(step_seconds(passes, times, events=events, fold=fold))
-    floor = step_times(stage_passes(scenario, strategy, bounded), end)
+    floor = times_of(scenario, strategy, part_passes(scenario, strategy, bounded), end)
     bound_s = min(step_s, float(step_bound(passes, floor, passes.micro_batches)))
-    return Play(strategy, step_s, bound_s, passes, times, stages)
+    return Play(strategy, step_s, bound_s, passes, times, parts)
 
 
 def unfolded(played: Play) -> Play:
@@ -128,7 +121,7 @@ def unfolded(played: Play) -> Play:
 def explain(scenario: Scenario, played: Play) -> Result:
     """What a play means."""
     strategy, step_s = played.strategy, played.step_s
-    why = breakdown(scenario, strategy, played.stages, played.passes, step_s)
+    why = breakdown(scenario, strategy, played.passes, played.times, step_s)
     load = experts.load(scenario, spread(scenario, pass_key(scenario, strategy))) if scenario.model.moe else None
     skew = load.imbalance if load else 1.0
     found = memory(scenario.model, scenario.workload, strategy, load.fullness if load else 1.0)
@@ -158,7 +151,7 @@ def steady_seconds(scenario: Scenario, played: Play) -> float:
     """Seconds per step when steps follow one another: prefill batches fill each other's bubbles."""
     if scenario.workload.kind != "prefill":
         return played.step_s
-    return float(stage_work(played.times, played.passes.micro_batches).max())
+    return float(stage_work(played.passes, played.times, played.passes.micro_batches).max())
 
 
 def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
@@ -187,7 +180,12 @@ def _has_mla(model: Model) -> bool:
 
 def does_not_fit(gpu: Gpu, found: Memory) -> str | None:
     """Why the memory of ``gpu`` is too small, or None."""
-    return "does not fit in GPU memory" if found.total > FULL * gpu.memory_bytes else None
+    return "does not fit in GPU memory" if found.total > may_fill(gpu) else None
+
+
+def may_fill(gpu: Gpu) -> float:
+    """Bytes that may be planned."""
+    return FULL * gpu.memory_bytes
 
 
 def model_flops(scenario: Scenario) -> float:

@@ -18,7 +18,7 @@ from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError, choice
 from moesim.model import Experts, Model, in_pairs
 from moesim.placement import PLACEMENTS
-from moesim.schedule import SCHEDULES
+from moesim.schedule import SCHEDULES, Pipe
 from moesim.workload import Workload
 
 RECOMPUTE: Final = ("none", "selective", "full")
@@ -38,7 +38,8 @@ CHOICES: Final[dict[str, tuple[Any, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strategy:
-    """One configuration. ``micro_batch`` is sequences per micro-batch and data-parallel rank."""
+    """One configuration. ``micro_batch`` is sequences per micro-batch and data-parallel rank, ``virtual`` parts of
+    the model per pipeline stage."""
 
     dp: int = 1
     tp: int = 1
@@ -53,11 +54,12 @@ class Strategy:
     chunks: int = 1
     overlap: str = "none"
     schedule: str = "1f1b"
+    virtual: int = 1
     placement: str = "contiguous"
     capacity_factor: float | None = None  # None: dropless; 0: what drops nothing; below: at most that
 
     def __post_init__(self) -> None:
-        for name in ("dp", "tp", "ep", "etp", "pp", "cp", "micro_batch", "chunks"):
+        for name in ("dp", "tp", "ep", "etp", "pp", "cp", "micro_batch", "chunks", "virtual"):
             if getattr(self, name) < 1:
                 raise MoesimError(f"strategy has {name}={getattr(self, name)}: give at least 1")
         for name, known in CHOICES.items():
@@ -68,6 +70,11 @@ class Strategy:
             raise MoesimError(f"strategy has chunks={self.chunks}: give at most {MOST_CHUNKS}")
         if self.chunks > 1 and self.overlap not in CHUNKED:
             raise MoesimError(f"strategy has chunks={self.chunks} with overlap={self.overlap}: add overlap=chunked")
+        if (self.virtual > 1) != (self.schedule == "interleaved"):
+            raise MoesimError(
+                f"strategy has schedule={self.schedule} with virtual={self.virtual}: virtual stages, two or more, "
+                "belong to schedule=interleaved"
+            )
         if self.capacity_factor is not None and not isfinite(self.capacity_factor):
             raise MoesimError(f"strategy has capacity_factor={self.capacity_factor}: give a number")
 
@@ -85,6 +92,11 @@ class Strategy:
         """Replicas of each expert: GPUs of a stage over ep x etp."""
         return self.stage_gpus // (self.ep * self.etp)
 
+    @property
+    def parts(self) -> int:
+        """Parts that the model's layers are cut into."""
+        return self.pp * self.virtual
+
     def micro_batches(self, sequences: int) -> int:
         """Micro-batches per data-parallel rank; at least one."""
         return max(1, sequences // (self.dp * self.micro_batch))
@@ -93,11 +105,15 @@ class Strategy:
         return asdict(self)
 
 
+ALIASES: Final = {"vp": "virtual"}  # other names of the same choice
 FIELDS: Final = {field.name: field for field in fields(Strategy)}
 
 
 def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
-    """The communicators of one GPU: which of their ranks share a node follows from the rank order."""
+    """The communicators of one GPU: which of their ranks share a node follows from the rank order.
+
+    Where stages hold the model twice, a part's replicas are on two stages, as far apart as it goes.
+    """
     strides = {
         "tp": (strategy.tp, 1),
         "cp": (strategy.cp, strategy.tp),
@@ -106,7 +122,14 @@ def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
         "ep": (strategy.ep, strategy.etp),
         "expert_dp": (strategy.expert_dp, strategy.ep * strategy.etp),
     }
-    return {name: _group(size, stride, cluster) for name, (size, stride) in strides.items()}
+    found = {name: _group(size, stride, cluster) for name, (size, stride) in strides.items()}
+    copies = SCHEDULES[strategy.schedule].copies
+    return found | {name: _on_stages(found[name], copies, cluster) for name in ("dp", "expert_dp") if copies > 1}
+
+
+def _on_stages(group: Group, stages: int, cluster: Cluster) -> Group:
+    """The ranks of a group together with those of other stages that hold the same."""
+    return Group(size=group.size * stages, per_node=group.per_node * (stages if cluster.nodes == 1 else 1))
 
 
 def _group(size: int, stride: int, cluster: Cluster) -> Group:
@@ -122,7 +145,7 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     for impossible, reason in (
         (strategy.world != cluster.gpus, "dp x cp x tp x pp differs from the number of GPUs"),
         (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
-        (strategy.pp > len(model.layers), "more pipeline stages than layers"),
+        (strategy.parts > len(model.layers), "more pipeline stages than layers"),
         (workload.sequences % strategy.dp, "dp does not divide the sequences of the batch"),
         (
             workload.sequences // strategy.dp % strategy.micro_batch,
@@ -130,12 +153,17 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
         ),
         (not workload.trains and strategy.zero > 1, "ZeRO beyond stage 1 shards training state only"),
         (not workload.trains and strategy.recompute != "none", "recompute applies to training only"),
+        (not workload.trains and strategy.virtual > 1, "virtual stages apply to training only"),
         (workload.kind == "decode" and strategy.cp > 1, "context parallelism applies to training and prefill"),
         (workload.kind != "decode" and workload.queries % (strategy.cp * strategy.tp),
          "cp x tp does not divide the sequence"),
     ):  # fmt: skip
         if impossible:
             return reason
+    pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
+    blocked = SCHEDULES[strategy.schedule].why_not(pipe) if workload.trains else None
+    if blocked:
+        return blocked
     found = groups(strategy, cluster)
     if any(group.nodes > cluster.nodes for group in found.values()):
         return "the ranks of a group fall unevenly on the nodes"
@@ -183,7 +211,14 @@ def load_strategy(source: str | Mapping[str, Any], gpus: int, workload: Workload
     Raises MoesimError naming an unknown key, a value of the wrong type, or an impossible value.
     """
     values = dict(source) if isinstance(source, Mapping) else _read(source)
-    given = {name: _convert(name, value) for name, value in values.items()}
+    given: dict[str, Any] = {}
+    for alias, value in values.items():
+        name = ALIASES.get(alias, alias)
+        if name in given:
+            raise MoesimError(f"strategy gives {name} twice, once as {alias}: keep one of them")
+        given[name] = _convert(name, value)
+    if given.get("virtual", 1) > 1:
+        given.setdefault("schedule", "interleaved")
     if "dp" not in given:
         others = given.get("tp", 1) * given.get("pp", 1) * given.get("cp", 1)
         if others < 1 or gpus % others:

@@ -36,6 +36,8 @@ class Span(NamedTuple):
     layer: int = -1  # -1: of none in particular
     rank_class: int = 0  # in a step: which ranks of the stage, slowest first
     turn: int = 0  # decode: which token of the sequences
+    part: int = -1  # of a pass: the part of the model; -1: of none in particular
+    back: int = -1  # of a pair: the micro-batch that goes backward
 
 
 def to_frame(spans: Iterable[Span]) -> "pd.DataFrame":

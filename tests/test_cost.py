@@ -242,7 +242,7 @@ def test_the_python_api_is_the_same_function(ask):
     ("line", "words"),
     [
         ("matmul", ["No such command", "matmul"]),
-        ("gemm --gpu h300 --m 1 --n 1 --k 1", ["h300", "H200", "dgx-h100"]),
+        ("gemm --gpu h300 --m 1 --n 1 --k 1", ["h300", "B300", "GB300"]),
         ("gemm --gpu H200 --m 1", ["n, k", "--n and --k"]),
         ("gemm --gpu H200 --m 0 --n 1 --k 1", ["m '0'", "at least 1"]),
         ("gemm --gpu H200 --m 1.5 --n 1 --k 1", ["m '1.5'", "whole number"]),

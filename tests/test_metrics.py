@@ -10,8 +10,8 @@ from moesim.cluster import load_cluster
 from moesim.metrics import cost_per_million_tokens, measure, model_flops, peak_flops, play, steady_seconds
 from moesim.model import Attention, DenseFfn, Layer, Model, load_model
 from moesim.routing import parse_routing
-from moesim.step.play import stage_work
 from moesim.step.scenario import make_scenario
+from moesim.step.times import stage_work
 from moesim.strategy import Strategy, load_strategy
 from moesim.workload import make_workload
 
@@ -100,7 +100,7 @@ def test_prefill_batches_follow_one_another_through_the_stages():
     # throughput is set by the fullest stage alone; the first token waits for all of them
     given = scenario("prefill", batch=4, isl=2048)
     one = play(given, load_strategy("pp=4 ep=2", 8), events=False)
-    busiest = stage_work(one.times, one.passes.micro_batches).max()
+    busiest = stage_work(one.passes, one.times, one.passes.micro_batches).max()
     assert steady_seconds(given, one) == busiest < one.step_s
     found = measure(given, load_strategy("pp=4 ep=2", 8), events=False)
     assert found.metrics["tokens_per_s"] == pytest.approx(given.workload.tokens / busiest)

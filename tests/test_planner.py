@@ -32,7 +32,7 @@ CONFIGURATION_KEYS = [
 ]  # fmt: skip
 STRATEGY_KEYS = [
     "dp", "tp", "ep", "etp", "pp", "cp", "micro_batch", "zero", "recompute", "all_to_all", "chunks", "overlap",
-    "schedule", "placement", "capacity_factor",
+    "schedule", "virtual", "placement", "capacity_factor",
 ]  # fmt: skip
 METRIC_KEYS = [
     "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "memory_bytes_per_gpu", "exposed_comm_fraction", "imbalance",
@@ -162,6 +162,10 @@ def test_screening_prices_a_strategy_as_playing_it_alone_does(case):
 # --- nothing better was missed ----------------------------------------------------------------------------------
 
 
+# pairs of two stages would have to fill a pipeline of four: the planner does not try them
+ORDERS = [("1f1b", 1), ("gpipe", 1), ("zero_bubble", 1), *(("interleaved", v) for v in (2, 4, 8))]
+
+
 def everything(scenario):
     """Every strategy of a small cluster by plain nested choices, feasible ones only."""
     gpus, trains = scenario.cluster.gpus, scenario.workload.trains
@@ -172,17 +176,18 @@ def everything(scenario):
     for tp, cp, pp, ep, etp in product(degrees, repeat=5):
         if gpus % (tp * cp * pp):
             continue
-        for micro_batch, zero, recompute, schedule, all_to_all, (overlap, chunks), placement in product(
+        for micro_batch, zero, recompute, (schedule, virtual), all_to_all, (overlap, chunks), placement in product(
             own, (1, 2, 3) if trains else (1,), CHOICES["recompute"] if trains else ("none",),
-            CHOICES["schedule"], [a for a in CHOICES["all_to_all"] if a not in FUSED], overlaps, CHOICES["placement"],
+            ORDERS if trains else ORDERS[:1], [a for a in CHOICES["all_to_all"] if a not in FUSED], overlaps,
+            CHOICES["placement"],
         ):  # fmt: skip
             one = Strategy(
                 dp=gpus // (tp * cp * pp), tp=tp, cp=cp, pp=pp, ep=ep, etp=etp, micro_batch=micro_batch, zero=zero,
-                recompute=recompute, schedule=schedule, all_to_all=all_to_all, overlap=overlap, chunks=chunks,
-                placement=placement,
+                recompute=recompute, all_to_all=all_to_all, overlap=overlap, chunks=chunks,
+                placement=placement, schedule=schedule, virtual=virtual,
             )  # fmt: skip
             plain = all_to_all == "linear" and chunks == 1 and overlap != "dual_batch" and placement == "contiguous"
-            same_thing_twice = (ep == 1 and not plain) or (pp == 1 and schedule == "gpipe")
+            same_thing_twice = (ep == 1 and not plain) or (pp == 1 and schedule != "1f1b")
             if not same_thing_twice and why_not(scenario.model, scenario.cluster, scenario.workload, one) is None:
                 yield one
 

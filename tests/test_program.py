@@ -2,7 +2,6 @@
 
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -176,12 +175,28 @@ def test_data_and_weight_gradients_together_are_the_whole_backward_pass(shape, r
     assert not any("weight" in key for key in ops("data"))
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
-@given(st.integers(1, 6), st.integers(1, 12), st.booleans())
+@given(st.sampled_from(["gpipe", "1f1b", "zero_bubble"]), st.integers(1, 6), st.integers(1, 12), st.booleans())
 def test_every_stage_runs_every_pass_once(schedule, stages, micro_batches, reduces):
     program = pipeline(Passes(stages=stages, micro_batches=micro_batches, schedule=schedule, reduces=reduces))
+    kinds = ("forward", "data", "weights") if schedule == "zero_bubble" else ("forward", "backward")
     for stage in range(stages):
         passes = [(op.name, op.chunk) for op in program if op.stream == f"stage {stage}"]
-        assert len(passes) == 2 * micro_batches + 1
-        for name in ("forward", "backward"):
+        assert len(passes) == len(kinds) * micro_batches + 1
+        for name in kinds:
             assert [j for what, j in passes if what == name] == list(range(micro_batches))
+
+
+def test_virtual_stages_send_from_the_last_stage_to_the_first():
+    # two stages of two parts, two micro-batches: 0 -> 1 -> 2 -> 3 is stage 0 -> 1 -> 0 -> 1, and back
+    program = pipeline(Passes(stages=2, micro_batches=2, schedule="interleaved", virtual=2))
+    sent = Counter(op.key for op in program if op.name in ("send", "back"))
+    assert sent == {"send 0": 4, "send 1": 2, "back 1": 4, "back 0": 2}
+
+
+def test_dualpipe_sends_both_ways_at_once():
+    program = pipeline(Passes(stages=4, micro_batches=8, schedule="dualpipe"))
+    sent = Counter(op.key for op in program if op.name in ("send", "back"))
+    # 4 micro-batches go up and their gradients down, 4 go down and their gradients up
+    assert sent == {f"send {s}": 8 for s in range(3)} | {f"back {s}": 8 for s in range(1, 4)}
+    first = next(op for op in program if op.name == "pair")
+    assert {program[i].name for i in first.waits} <= {"forward", "send", "back"}

@@ -18,16 +18,13 @@ from moesim.model import load_model
 from moesim.routing import draw_tokens, imbalance, parse_routing, popularity
 from moesim.schedule import SCHEDULES
 from moesim.step import experts
+from moesim.step.ends import ends
 from moesim.step.layers import bounded
+from moesim.step.parts import part_passes
 from moesim.step.passes import forward_pass, pass_key, spread
-from moesim.step.play import (
-    ends,
-    passes_of,
-    stage_passes,
-    step_bound,
-    step_times,
-)
+from moesim.step.play import passes_of, times_of
 from moesim.step.scenario import make_scenario
+from moesim.step.times import step_bound
 from moesim.strategy import RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
 from moesim.workload import make_workload
 
@@ -89,12 +86,14 @@ def configurations(draw):
     kind = draw(st.sampled_from(["train", "prefill", "decode"]))
     model, nodes = draw(st.sampled_from(["mixtral-8x7b", "deepseek-v2-lite"])), draw(st.sampled_from([1, 2]))
     chunks, trains = draw(st.sampled_from([1, 1, 2, 4])), kind == "train"
+    schedule = draw(st.sampled_from(sorted(SCHEDULES) if trains else ["1f1b"]))
     strategy = replace(
         draw(st.sampled_from(layouts(kind, model, nodes))),
         micro_batch=draw(st.sampled_from([1, 2, 4])),
         zero=draw(st.sampled_from(ZERO_STAGES)) if trains else 1,
         recompute=draw(st.sampled_from(RECOMPUTE)) if trains else "none",
-        schedule=draw(st.sampled_from(sorted(SCHEDULES))),
+        schedule=schedule,
+        virtual=draw(st.sampled_from([2, 4])) if schedule == "interleaved" else 1,
         chunks=chunks,
         overlap="chunked" if chunks > 1 else draw(st.sampled_from(["none", "chunked"])),
         all_to_all=draw(st.sampled_from(["linear", "2dh", "ag_rs"])),
@@ -133,7 +132,7 @@ def test_a_configuration_takes_no_less_than_its_bound(case):
     given_, strategy = scenario(*case[0]), case[1]
     step_s = measured(*case).step_s
     passes = passes_of(given_, strategy)
-    floor = step_times(stage_passes(given_, strategy, bounded), ends(given_, strategy))
+    floor = times_of(given_, strategy, part_passes(given_, strategy, bounded))
     assert 0 < float(step_bound(passes, floor, passes.micro_batches)) <= step_s * (1 + 1e-9)
 
 

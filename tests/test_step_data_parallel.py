@@ -4,7 +4,8 @@ import moesim
 from moesim.memory import memory
 from moesim.model import load_model
 from moesim.planner.why import loses
-from moesim.step.play import ends, passes_of
+from moesim.step.ends import ends
+from moesim.step.play import passes_of
 from moesim.strategy import load_strategy
 from moesim.workload import make_workload
 

@@ -7,38 +7,63 @@ from hypothesis import strategies as st
 
 from moesim.program import Passes
 from moesim.schedule import SCHEDULES
-from moesim.step.play import StepTimes, folded, step_bound, step_seconds
+from moesim.step.play import folded, step_seconds
+from moesim.step.times import StepTimes, step_bound
+
+KINDS = ("forward", "backward", "data", "weights")
 
 
-def times(forward, backward=0.0, send=0.0, once=0.0):
-    """[stage, micro-batch class] seconds of passes; the rest by stage."""
-    forward = np.asarray(forward, dtype=float)
-    stages = len(forward)
-    once = np.broadcast_to(np.asarray(once, dtype=float), (5, stages))
+def times(stages, *, pair=None, send=0.0, once=0.0, **passes):
+    """[part, micro-batch class] seconds of passes; the rest by stage. What is not given, the step does not have."""
+    given_ = {kind: np.asarray(passes.get(kind, np.zeros((0, 2))), dtype=float) for kind in KINDS}
+    once = np.broadcast_to(np.asarray(once, dtype=float), (7, stages))
     send = np.broadcast_to(np.asarray(send, dtype=float), (stages,))
-    return StepTimes(forward, np.broadcast_to(backward, forward.shape) * 1.0, send, *once)
+    return StepTimes(*given_.values(), np.zeros((0, 2, 2)) if pair is None else pair, send, *once)
 
 
 def equal(stages, forward, **more):
-    return times(np.full((stages, 2), forward), **more)
+    """Stages that are all alike."""
+    whole = {kind: np.full((stages, 2), more.pop(kind)) for kind in KINDS if kind in more}
+    return times(stages, forward=np.full((stages, 2), forward), **whole, **more)
+
+
+def drawn(rng, passes, passing):
+    """Part passes around F = D = W = 1, and pairs that save something."""
+    shape = (passes.parts, 2)
+    found = {"forward": rng.uniform(1 - passing, 1 + passing, shape)}
+    if passes.backward:
+        found |= {kind: rng.uniform(1 - passing, 1 + passing, shape) for kind in ("data", "weights")}
+        found["backward"] = rng.uniform(2 - passing, 2 + passing, shape)
+    if passes.backward and passes.rule.pairs:
+        apart = found["forward"][:, :, None] + found["backward"][::-1, None, :]
+        found["pair"] = apart * rng.uniform(0.7, 1.0, apart.shape)
+    elif passes.backward and passes.rule.splits:
+        del found["backward"]
+    elif passes.backward:
+        del found["data"], found["weights"]
+    return found
 
 
 @st.composite
-def pipelines(draw, kinds=("gpipe", "1f1b", "forward", "decode"), most=40):
+def pipelines(draw, kinds=(*SCHEDULES, "forward", "decode"), most=40):
     """Passes and seconds for them."""
-    kind, stages = draw(st.sampled_from(kinds)), draw(st.integers(1, 6))
+    kind, stages, micro_batches = draw(st.sampled_from(kinds)), draw(st.integers(1, 6)), draw(st.integers(1, most))
+    if kind == "interleaved":
+        stages = max(2, stages)
+        micro_batches = stages * (1 + micro_batches // stages)
+    if kind == "dualpipe":
+        stages = 2 * (1 + stages // 2)
+        micro_batches = 2 * (stages + micro_batches // 2)
     trains = kind in SCHEDULES
     passes = Passes(
-        stages=stages, micro_batches=draw(st.integers(1, most)), classes=2,
-        schedule=kind if trains else "forward", backward=trains, rounds=3 if kind == "decode" else 1,
-        reduces=trains and draw(st.booleans()),
+        stages=stages, micro_batches=micro_batches, classes=2, schedule=kind if trains else "1f1b",
+        virtual=draw(st.integers(2, 3)) if kind == "interleaved" else 1, backward=trains,
+        rounds=3 if kind == "decode" else 1, reduces=trains and draw(st.booleans()),
     )  # fmt: skip
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     passing, sending = draw(st.sampled_from([(0.1, 0.0), (0.1, 0.2), (0.9, 2.0)]))  # even, usual, wild
-    forward = rng.uniform(1 - passing, 1 + passing, (stages, 2))
-    backward = rng.uniform(2 - passing, 2 + passing, (stages, 2)) if trains else 0.0
-    once = rng.uniform(0, 1, (5, stages)) if trains else 0.0
-    return passes, times(forward, backward, rng.uniform(0, sending, stages), once)
+    once = rng.uniform(0, 1, (7, stages)) if trains else 0.0
+    return passes, times(stages, send=rng.uniform(0, sending, stages), once=once, **drawn(rng, passes, passing))
 
 
 def seconds(passes, priced, **how):
@@ -65,7 +90,8 @@ def test_folding_is_exact_where_stages_wait_in_one_direction_at_a_time(case):
 def test_folding_1f1b_is_exact_where_one_stage_is_the_slowest(stages, micro_batches, slow, send):
     forward = np.ones((stages, 2))
     forward[slow % stages] = 2.0
-    case = Passes(stages=stages, micro_batches=micro_batches, classes=2), times(forward, 2 * forward, send)
+    priced = times(stages, forward=forward, backward=2 * forward, send=send)
+    case = Passes(stages=stages, micro_batches=micro_batches, classes=2), priced
     assert seconds(*case, fold=True) == pytest.approx(seconds(*case), rel=1e-9)
 
 
@@ -73,9 +99,24 @@ def test_folding_1f1b_is_exact_where_one_stage_is_the_slowest(stages, micro_batc
 def test_folding_1f1b_is_close_where_several_stages_are_about_as_slow(stages, micro_batches, seed):
     # waits then travel around several stages, and rounds of two micro-batches are not all alike
     rng = np.random.default_rng(seed)
-    priced = times(rng.uniform(0.9, 1.1, (stages, 2)), rng.uniform(1.9, 2.1, (stages, 2)), send=0.05)
+    forward, backward = (rng.uniform(mean - 0.1, mean + 0.1, (stages, 2)) for mean in (1, 2))
+    priced = times(stages, forward=forward, backward=backward, send=0.05)
     case = Passes(stages=stages, micro_batches=micro_batches, classes=2), priced
     assert seconds(*case, fold=True) == pytest.approx(seconds(*case), rel=0.02)
+
+
+@given(
+    st.sampled_from(["interleaved", "zero_bubble", "dualpipe"]),
+    st.integers(1, 4),
+    st.integers(3, 12),
+    st.integers(0, 10**6),
+)
+def test_folding_the_others_is_as_close(schedule, half, rounds, seed):
+    virtual = 2 if schedule == "interleaved" else 1
+    passes = Passes(stages=2 * half, micro_batches=2 * half * 2 * rounds, classes=2, schedule=schedule, virtual=virtual)
+    priced = times(2 * half, send=0.05, **drawn(np.random.default_rng(seed), passes, 0.1))
+    close = 0.05 if schedule == "interleaved" else 0.02
+    assert seconds(passes, priced, fold=True) == pytest.approx(seconds(passes, priced), rel=close)
 
 
 def test_a_folded_step_is_short_whatever_the_number_of_micro_batches():
@@ -106,7 +147,17 @@ def test_transfers_add_to_the_time_between_tokens():
 
 
 def test_weights_delay_the_first_pass_and_gradients_follow_the_last():
-    # once: gather first, gather rest, reduce rest, reduce last, optimizer
+    # once: gather first, gather rest, gather chunk, reduce chunk, reduce rest, reduce last, optimizer
     passes = Passes(stages=1, micro_batches=4, reduces=True)
-    step_s = seconds(passes, equal(1, 1.0, backward=2.0, once=[[1.0], [1.0], [1.0], [10.0], [100.0]]))
-    assert step_s == 1 + 4 * 3 + 10 + 100
+    once = [[1.0], [1.0], [1.0], [1.0], [1.0], [10.0], [100.0]]
+    assert seconds(passes, equal(1, 1.0, backward=2.0, once=once)) == 1 + 4 * 3 + 10 + 100
+
+
+def test_virtual_stages_gather_and_reduce_part_by_part():
+    # two stages of two parts, passes of 1 s: the second part's weights come behind the first two forwards, and its
+    # gradients leave behind the last two backwards of the first part
+    passes = Passes(stages=2, micro_batches=2, schedule="interleaved", virtual=2, reduces=True)
+    passing = {kind: np.ones((4, 2)) for kind in ("forward", "backward")}
+    free_s = seconds(passes, times(2, **passing))
+    hidden = np.array([[0.0], [0.0], [2.0], [2.0], [0.0], [0.0], [0.0]])
+    assert seconds(passes, times(2, once=np.tile(hidden, 2), **passing)) == free_s == 8 + 2

@@ -13,6 +13,7 @@ from moesim.errors import MoesimError
 from moesim.metrics import measure
 from moesim.model import load_model
 from moesim.routing import parse_routing
+from moesim.schedule import SCHEDULES
 from moesim.step.scenario import make_scenario
 from moesim.strategy import CHOICES, FIELDS, Strategy, groups, load_strategy, show, why_not
 from moesim.workload import make_workload
@@ -56,11 +57,18 @@ def test_the_strategy_object_of_a_plan_is_read_unchanged(tmp_path):
     assert load_strategy(strategy.to_dict(), 8) == strategy
 
 
+def test_virtual_stages_are_interleaved_and_have_a_short_name():
+    assert load_strategy("pp=4 vp=2", 8) == load_strategy("pp=4 virtual=2 schedule=interleaved", 8)
+    assert load_strategy("pp=4 vp=2", 8).parts == 8
+
+
 counts = st.integers(1, 64)
+orders = st.sampled_from([*((name, 1) for name in SCHEDULES if name != "interleaved"), ("interleaved", 3)])
 strategies = st.builds(
-    Strategy,
+    lambda order, **chosen: Strategy(schedule=order[0], virtual=order[1], **chosen),
+    orders,
     **dict.fromkeys(("dp", "tp", "ep", "etp", "pp", "cp", "micro_batch"), counts),
-    **{name: st.sampled_from(known) for name, known in CHOICES.items() if name != "overlap"},
+    **{name: st.sampled_from(known) for name, known in CHOICES.items() if name not in ("overlap", "schedule")},
     chunks=counts,
     overlap=st.just("chunked"),
     capacity_factor=st.none() | st.floats(-100, 100),
@@ -91,6 +99,9 @@ def test_what_is_shown_is_read_back(strategy):
         ("recompute=some", "unknown strategy recompute 'some'"),
         ("all_to_all=ring", "unknown strategy all_to_all 'ring'"),
         ("schedule=2f2b", "unknown strategy schedule '2f2b'"),
+        ("schedule=1f1b virtual=2", "schedule=1f1b with virtual=2: .* belong to schedule=interleaved"),
+        ("schedule=interleaved", "schedule=interleaved with virtual=1: virtual stages, two or more"),
+        ("virtual=2 vp=2", "gives virtual twice, once as vp"),
         ("placement=random", "unknown strategy placement 'random'"),
         ("overlap=yes", "unknown strategy overlap 'yes'"),
         ("capacity_factor=nan", "capacity_factor=nan"),

@@ -34,6 +34,29 @@ def test_the_speed_study_leaves_a_table_and_a_picture(study, monkeypatch, tmp_pa
 
 
 @pytest.fixture
+def schedules(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    import schedules
+
+    yield schedules
+    sys.modules.pop("schedules", None)
+
+
+def test_the_schedules_study_draws_every_schedule_and_finds_what_its_docstring_says(
+    schedules, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["schedules", "--out", str(tmp_path)])
+    schedules.main()
+    frame = pd.read_csv(tmp_path / "schedules.csv").set_index("schedule")
+    assert frame["idle_s"].to_dict() == {
+        "gpipe": 9.0, "1f1b": 9.0, "interleaved": 4.5, "zero_bubble": 3.0, "dualpipe": 1.5,
+    }  # fmt: skip
+    assert frame["held_micro_batches"].tolist() == [8.0, 4.0, 5.5, 4.0, 5.0]
+    assert (tmp_path / "schedules.png").stat().st_size > 50_000
+    assert "zero_bubble" in capsys.readouterr().out
+
+
+@pytest.fixture
 def baseline(monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES))
     import expert_baseline

@@ -54,7 +54,7 @@ def assert_no_stream_does_two_things_at_once(spans):
     chunks=st.sampled_from([1, 3]),
     recompute=st.sampled_from(["none", "selective", "full"]),
     zero=st.sampled_from([0, 1, 3]),
-    schedule=st.sampled_from(["1f1b", "gpipe"]),
+    schedule=st.sampled_from(["1f1b", "gpipe", "zero_bubble", "dualpipe", "interleaved virtual=2"]),
 )
 def test_the_trace_ends_with_the_step_and_no_stream_does_two_things_at_once(
     kind, tp, pp, ep, chunks, recompute, zero, schedule

@@ -145,7 +145,7 @@ def test_recompute_is_the_least_that_fits():
         ({"container": "26.02"}, False, {"linear", "deepep", "hybrid_ep"}),
         ({"container": "26.02"}, True, {"linear"}),
         ({"framework": "Megatron-Core"}, False, {"linear", "deepep", "hybrid_ep"}),
-        ({"framework": "HAI-LLM (DualPipe)"}, False, {"deepep"}),
+        ({"framework": "HAI-LLM (DualPipe)", "pp": 2, "ep": 4}, False, {"deepep"}),
         ({"framework": "MCore (TP+EP+PP+DP)"}, False, {"linear"}),
     ],
 )

@@ -102,7 +102,7 @@ def _all_to_all() -> Rows:
 def _schedules() -> Rows:
     from moesim.schedule import SCHEDULES
 
-    return [{"name": name, "what": (rule.__doc__ or "").splitlines()[0]} for name, rule in SCHEDULES.items()]
+    return [{"name": name, "what": _first_line(rule.order)} for name, rule in SCHEDULES.items()]
 
 
 def _first_line(function: Callable[..., Any]) -> str:

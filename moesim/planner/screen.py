@@ -15,22 +15,12 @@ from moesim.model import Layer
 from moesim.planner.space import Options, Variant, variants, with_variant
 from moesim.player import lower_bound, play_batched
 from moesim.program import Passes
-from moesim.stages import layers_per_stage
 from moesim.step.layers import Play, play_many
-from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pass_key, variant_key
-from moesim.step.play import (
-    StagePasses,
-    StepTimes,
-    ends,
-    head,
-    layer_counts,
-    passes_of,
-    stage_work,
-    step_bound,
-    step_seconds,
-    step_times,
-)
+from moesim.step.parts import kinds, layer_pass, summed
+from moesim.step.passes import Key, LayerPass, pass_key, variant_key
+from moesim.step.play import passes_of, step_seconds, times_of
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
+from moesim.step.times import StepTimes, stage_work, step_bound
 from moesim.strategy import Strategy
 
 
@@ -80,12 +70,12 @@ def bounds(found: Screen) -> FloatArray:
     everything = np.arange(len(found))
     for passes, members, times in _stacks(found, everything, lower_bound, fold=False):
         many = np.array([passes_of(found.scenario, found.frames[f]).micro_batches for f in found.frame_of(members)])
-        result[members] = _busiest(times, many) if found.steady else step_bound(passes, times, many)
+        result[members] = _busiest(passes, times, many) if found.steady else step_bound(passes, times, many)
     return result
 
 
-def _busiest(times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
-    return np.asarray(stage_work(times, micro_batches).max(axis=-1))
+def _busiest(passes: Passes, times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
+    return np.asarray(stage_work(passes, times, micro_batches).max(axis=-1))
 
 
 def list_schedule(found: Screen, candidates: np.ndarray) -> FloatArray:
@@ -94,7 +84,7 @@ def list_schedule(found: Screen, candidates: np.ndarray) -> FloatArray:
     place = {int(c): i for i, c in enumerate(candidates)}
     for passes, members, times in _stacks(found, candidates, play_batched, fold=True):
         steady = found.steady
-        seconds = _busiest(times, passes.micro_batches) if steady else step_seconds(passes, times, events=False)
+        seconds = _busiest(passes, times, passes.micro_batches) if steady else step_seconds(passes, times, events=False)
         result[[place[int(c)] for c in members]] = seconds
     return result
 
@@ -125,57 +115,48 @@ def _concatenated(many: list[StepTimes]) -> StepTimes:
 
 
 def _without_count(passes: Passes) -> Passes:
-    """Bounds of pipelines that differ in micro-batches and schedule are one formula."""
-    return replace(passes, micro_batches=0, schedule="1f1b")
+    """Bounds of pipelines that differ in micro-batches are one formula, those of GPipe and 1F1B too."""
+    return replace(passes, micro_batches=0, schedule="1f1b" if passes.schedule == "gpipe" else passes.schedule)
 
 
 class _Table:
-    """Layer passes of the candidates, played; and their sums over the stages of a frame."""
+    """Layer passes of the candidates, played; and their sums over the parts of a frame."""
 
     def __init__(self, found: Screen, candidates: np.ndarray, play: Play) -> None:
         self.found = found
-        self.trains = found.scenario.workload.trains
         self.layers: list[Layer] = [kind.layer for kind in found.scenario.model.layer_kinds()]
-        self.passes: list[list[LayerPass]] = [[] for _ in self._columns()]  # [column][row]
-        self.rows: dict[tuple[Key, str], int] = {}
+        self.passes: dict[tuple[str, int], list[LayerPass]] = {}  # by column: kind of pass, layer; [row]
+        self.rows: dict[tuple[str, Key, str], int] = {}  # of the columns of one kind of pass
         for candidate, frame in zip(candidates.tolist(), found.frame_of(candidates).tolist(), strict=True):
-            self._row(frame, candidate - int(found.first[frame]))
+            for kind in kinds(found.scenario, found.frames[frame]):
+                self._row(kind, frame, candidate - int(found.first[frame]))
         classes = max(1, len(layer_classes(found.scenario)[1]))
-        self.seconds = [
-            _by_class(play_many(column, play), classes) for column in self.passes
-        ]  # [column][row, layer class, micro-batch class]
+        self.seconds = {
+            column: _by_class(play_many(passes, play), classes) for column, passes in self.passes.items()
+        }  # by column, [row, layer class, micro-batch class]
 
-    def _columns(self) -> list[tuple[Layer, bool]]:
-        """(layer kind, backward)."""
-        return [(layer, backward) for backward in (False, True)[: 1 + self.trains] for layer in self.layers]
-
-    def _row(self, frame: int, option: int) -> int:
+    def _row(self, kind: str, frame: int, option: int) -> int:
         """The row of a candidate's layer passes."""
-        scenario, recompute = self.found.scenario, self.found.frames[frame].recompute
+        scenario, recompute = self.found.scenario, self.found.frames[frame].recompute if kind != "forward" else ""
         key = variant_key(self.found.keys[frame], *self.found.options[frame][option])
-        name = key, recompute
+        name = kind, key, recompute
         if name not in self.rows:
-            self.rows[name] = len(self.rows)
-            for column, (layer, backward) in zip(self.passes, self._columns(), strict=True):
-                one = backward_pass(scenario, layer, key, recompute) if backward else forward_pass(scenario, layer, key)
-                column.append(one)
+            for number, layer in enumerate(self.layers):
+                column = self.passes.setdefault((kind, number), [])
+                self.rows[name] = len(column)
+                column.append(layer_pass(scenario, layer, key, recompute, kind))
         return self.rows[name]
 
     def times(self, frame: int, chosen: np.ndarray) -> StepTimes:
-        """Durations of the pipeline for some variants of a frame: [variant, stage, …]."""
+        """Durations of the pipeline for some variants of a frame: [variant, part or stage, …]."""
         scenario, strategy = self.found.scenario, self.found.frames[frame]
-        counts = layer_counts(scenario, strategy.pp)
-        rows = [self._row(frame, option) for option in chosen.tolist()]
-        forward = np.zeros((len(rows), strategy.pp, BATCH_CLASSES))
-        backward = np.zeros_like(forward)
-        for seconds, (layer, is_backward) in zip(self.seconds, self._columns(), strict=True):
-            (backward if is_backward else forward)[:] += counts[layer] @ seconds[rows]
-        forward[:, -1] += float(head(scenario, strategy, backward=False).seconds.sum())
-        if self.trains:
-            backward[:, -1] += float(head(scenario, strategy, backward=True).seconds.sum())
-        stages = StagePasses(forward, backward, layers_per_stage(len(scenario.model.layers), strategy.pp))
-        once = step_times(stages, ends(scenario, strategy))[2:]
-        return StepTimes(forward, backward, *(np.broadcast_to(c, (len(rows), strategy.pp)) for c in once))
+        by_layer = {}
+        for kind in kinds(scenario, strategy):
+            rows = [self._row(kind, frame, option) for option in chosen.tolist()]
+            by_layer[kind] = [self.seconds[kind, number][rows] for number in range(len(self.layers))]
+        parts = summed(scenario, strategy, by_layer)
+        once = times_of(scenario, strategy, parts)[len(parts) :]
+        return StepTimes(*parts, *(np.broadcast_to(column, (len(chosen), strategy.pp)) for column in once))
 
 
 def _by_class(seconds: FloatArray, classes: int) -> FloatArray:

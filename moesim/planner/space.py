@@ -20,10 +20,12 @@ from typing import NamedTuple
 from moesim.alltoall import ALGORITHMS, FUSED, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError
-from moesim.memory import memory
-from moesim.metrics import does_not_fit
+from moesim.memory import memory, state_bytes
+from moesim.metrics import does_not_fit, may_fill
+from moesim.schedule import SCHEDULES, Pipe
 from moesim.step import experts
 from moesim.step.experts import Spread
+from moesim.step.parts import head
 from moesim.step.passes import (
     backward_pass,
     forward_pass,
@@ -33,11 +35,12 @@ from moesim.step.passes import (
     spread,
     variant_key,
 )
-from moesim.step.play import head
 from moesim.step.scenario import Scenario
 from moesim.strategy import RECOMPUTE, Strategy, groups, why_not
 
 MICRO_BATCHES = (1, 2, 4)
+MOST_VIRTUAL = 3  # numbers of virtual stages that are tried
+DUAL_STAGES = 4  # pipeline stages below which DualPipe has nothing to interleave
 ZERO = (1, 2, 3)  # 2 and 3 without pipeline stages only: each micro-batch would reduce and gather anew
 CHUNKS = (1, 2, 4, 8)
 OUTSIDE = "a kernel's shape is far outside what was measured (moesim cost names it)"
@@ -81,7 +84,7 @@ def space(scenario: Scenario, some_layouts: Sequence[Strategy] | None = None) ->
         fits = True
         for micro_batch in _micro_batches(scenario, layout):  # ascending: what does not fit will not fit larger
             sized = replace(layout, micro_batch=micro_batch)
-            kept = list(product(*_keeping(scenario, sized)))
+            kept = _keeping(scenario, sized)
             reason = why_not(scenario.model, scenario.cluster, scenario.workload, sized)
             if reason is not None:
                 infeasible[reason] += len(kept) * some
@@ -125,23 +128,50 @@ def _micro_batches(scenario: Scenario, layout: Strategy) -> list[int]:
     return sorted({own // 2**i for i in range(own.bit_length()) if own % 2**i == 0} | {1})
 
 
-def _keeping(scenario: Scenario, layout: Strategy) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str, ...]]:
-    """Recompute, ZeRO stage and schedule to try."""
+Keep = tuple[str, int, str, int]  # recompute, ZeRO stage, schedule, virtual stages
+
+
+def _keeping(scenario: Scenario, layout: Strategy) -> list[Keep]:
+    """Recompute, ZeRO stage, schedule and virtual stages to try."""
     if not scenario.workload.trains:
-        return ("none",), (1,), ("1f1b",)
-    pipelines = layout.pp > 1 and scenario.workload.sequences // (layout.dp * layout.micro_batch) > 1
-    return RECOMPUTE, ZERO if layout.pp == 1 else ZERO[:1], ("1f1b", "gpipe") if pipelines else ("1f1b",)
+        return [("none", 1, "1f1b", 1)]
+    zero = ZERO if layout.pp == 1 else ZERO[:1]
+    return [(*how, *order) for how in product(RECOMPUTE, zero) for order in _orders(scenario, layout)]
 
 
-def _fitting(scenario: Scenario, sized: Strategy, kept: list[tuple[str, int, str]]) -> list[Strategy]:
+def _orders(scenario: Scenario, layout: Strategy) -> list[tuple[str, int]]:
+    """Schedules that can run, with their virtual stages."""
+    micro_batches = layout.micro_batches(scenario.workload.sequences)
+    if layout.pp == 1:
+        return [("1f1b", 1)]
+    if micro_batches == 1:
+        return [("1f1b", 1), ("zero_bubble", 1)]
+    deepest = -(-len(scenario.model.layers) // layout.pp)  # layers of a stage
+    virtual = [v for v in _divisors(deepest, deepest) if v > 1 and v * layout.pp <= len(scenario.model.layers)]
+    tried = [("1f1b", 1), ("gpipe", 1), ("zero_bubble", 1), *(("interleaved", v) for v in virtual[:MOST_VIRTUAL])]
+    tried += [("dualpipe", 1)] if layout.pp >= DUAL_STAGES else []
+    return [(name, v) for name, v in tried if SCHEDULES[name].why_not(Pipe(layout.pp, micro_batches, v)) is None]
+
+
+def _fitting(scenario: Scenario, sized: Strategy, kept: list[Keep]) -> list[Strategy]:
     """The ways of keeping that fit under the drawn skew; nothing is drawn where not even the least fits."""
-    made = [replace(sized, recompute=recompute, zero=zero, schedule=schedule) for recompute, zero, schedule in kept]
+    made = [
+        replace(sized, recompute=recompute, zero=zero, schedule=name, virtual=v)
+        for recompute, zero, name, v in kept
+        if not scenario.workload.trains or _keeps(scenario, sized, zero, name, v)
+    ]
     if scenario.model.moe is None:
         return [one for one in made if _fits(scenario, one, 1.0)]
     if not any(_fits(scenario, one, 1.0) for one in reversed(made)):
         return []
     skew = experts.load(scenario, spread(scenario, pass_key(scenario, sized))).fullness
     return [one for one in made if _fits(scenario, one, skew)]
+
+
+def _keeps(scenario: Scenario, sized: Strategy, zero: int, schedule: str, virtual: int) -> bool:
+    """Whether there is room for the parameters and what belongs to them, before any activation."""
+    bare = replace(sized, micro_batch=1, zero=zero, schedule=schedule, virtual=virtual)
+    return state_bytes(scenario.model, bare) <= may_fill(scenario.cluster.gpu)
 
 
 def _priced(scenario: Scenario, sized: Strategy) -> bool:
@@ -169,7 +199,8 @@ def _undominated(fitting: list[Strategy]) -> list[Strategy]:
     def slower(one: Strategy, other: Strategy) -> bool:
         mine = RECOMPUTE.index(one.recompute), one.zero
         theirs = RECOMPUTE.index(other.recompute), other.zero
-        return one.schedule == other.schedule and mine != theirs and mine[0] >= theirs[0] and mine[1] >= theirs[1]
+        alike = (one.schedule, one.virtual) == (other.schedule, other.virtual)
+        return alike and mine != theirs and mine[0] >= theirs[0] and mine[1] >= theirs[1]
 
     return [one for one in fitting if not any(slower(one, other) for other in fitting)]
 

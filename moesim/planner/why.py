@@ -28,7 +28,7 @@ NAMES: Final = {
     "optimizer": "optimizer",
 }
 BETWEEN_STAGES: Final = ("bubble", "pp")
-SHORT: Final = ("tp", "pp", "ep", "etp", "cp", "dp")
+SHORT: Final = ("tp", "pp", "virtual", "ep", "etp", "cp", "dp")
 
 
 class Change(NamedTuple):
@@ -126,8 +126,10 @@ def _with_scale_out(scenario: Scenario, factor: float) -> Scenario:
 
 
 def short(strategy: Strategy) -> str:
-    """The layout and what is not plain: ``ep=8 pp=2 linear x2``."""
+    """The layout and what is not plain: ``ep=8 pp=2 virtual=2 linear x2``, ``ep=8 pp=2 zero_bubble linear``."""
     degrees = [f"{name}={getattr(strategy, name)}" for name in SHORT if getattr(strategy, name) > 1]
+    if strategy.schedule not in ("1f1b", "interleaved"):
+        degrees.append(strategy.schedule)
     chunks = f" x{strategy.chunks}" if strategy.chunks > 1 else ""
     exchange = [f"{strategy.all_to_all}{chunks}"] if strategy.ep > 1 else []
     return " ".join([*degrees, *exchange]) or "one GPU"

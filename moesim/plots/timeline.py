@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import Patch
 
 from moesim.plots.axis_break import break_of, mark_break, squeezed
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORWARD, BACKWARD = "#56B4E9", "#0072B2"
+FORWARD, BACKWARD, DATA, WEIGHTS = "#56B4E9", "#0072B2", "#88537D", "#009E73"
+PASSES: Final = ("forward", "backward", "data", "weights", "pair")
 STEP_COLOURS: Final = {
     "forward": FORWARD,
     "backward": BACKWARD,
+    "data": DATA,
+    "weights": WEIGHTS,
+    "pair": FORWARD,
     "send": COLOURS["pp"],
     "back": COLOURS["pp"],
     "gather": COLOURS["dp"],
@@ -36,6 +41,8 @@ STEP_COLOURS: Final = {
 STEP_NAMES: Final = {
     "forward": "forward",
     "backward": "backward",
+    "data": "backward, data alone",
+    "weights": "backward, weights alone",
     "send": "transfer between stages",
     "gather": "weights gathered, gradients reduced (dp)",
     "optimizer": "optimizer",
@@ -47,13 +54,15 @@ FAMILIES: Final = {
     "combine": "all-to-all", "tp": "tp", "etp": "etp", "kv": "cp", "weight": "dp", "gradient": "dp",
 }  # fmt: skip
 LINE: Final = "\n"
+PALER: Final = 0.55  # how much colour each further part of a stage keeps
 THINNEST: Final = 0.002  # share of the axis below which bars get no white edge
 
 
 def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
     """A step as its pipeline: one row per stage with its passes, transfers and reductions as thin bars below.
 
-    ``spans`` has the columns of ``Span``; ops inside the layers are left out. Numbers are micro-batches.
+    ``spans`` has the columns of ``Span``; ops inside the layers are left out. Numbers are micro-batches; where a
+    stage holds several parts of the model, the later ones are paler. A pair is its forward above its backward.
     Of a long step only the begin and the end are drawn.
     """
     shown = spans[spans["stream"].isin(["stage", "send", "back", "dp"]) & (spans["layer"] < 0)]
@@ -64,10 +73,10 @@ def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
     if cut is not None:
         shown = squeezed(shown, cut)
     stages = int(shown["rank"].max()) + 1 if len(shown) else 1
-    for word, bars in shown.groupby("word", sort=False):
-        thick = str(word) in ("forward", "backward", "optimizer")
-        _bars(ax, bars, factor, STEP_COLOURS[str(word)], (-0.32, 0.5) if thick else (0.22, 0.14))
-    _number_passes(ax, shown[shown["word"].isin(["forward", "backward"])], factor)
+    shown = shown.assign(chunk_of_stage=_chunk_of_stage(shown))
+    for (word, chunk), bars in shown.groupby(["word", "chunk_of_stage"], sort=False):
+        _pass_bars(ax, bars, str(word), int(str(chunk)), factor)
+    _number_passes(ax, shown[shown["word"].isin(PASSES)], factor)
     _frame(ax, shown, unit, factor)
     _mark_turns(ax, shown, factor)
     if cut is not None:
@@ -76,7 +85,8 @@ def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
     ax.set_yticks(range(stages))
     ax.set_ylim(stages - 0.5, -0.5)
     present = [(name, STEP_COLOURS[word]) for word, name in STEP_NAMES.items() if _has(shown, word)]
-    legend_above(ax, swatches(present))
+    paler = [Patch(alpha=0.0, label="paler: later part of the model")] if shown["chunk_of_stage"].any() else []
+    legend_above(ax, swatches(present) + paler)
     if not len(shown):
         say_empty(ax, "passes")
     return ax
@@ -126,7 +136,12 @@ def _layer_rows(shown: "pd.DataFrame") -> dict[tuple[str, int], tuple[int, str]]
 
 
 def _has(shown: "pd.DataFrame", word: str) -> bool:
-    same = {"send": ["send", "back"], "gather": ["gather", "reduce"]}
+    same = {
+        "send": ["send", "back"],
+        "gather": ["gather", "reduce"],
+        "forward": ["forward", "pair"],
+        "backward": ["backward", "pair"],
+    }
     return bool(shown["word"].isin(same.get(word, [word])).any())
 
 
@@ -141,6 +156,29 @@ def _bars(ax: "Axes", bars: "pd.DataFrame", factor: float, colour: str, place: t
     ax.add_collection(PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4, antialiaseds=wide))
 
 
+def _chunk_of_stage(shown: "pd.DataFrame") -> "pd.Series[int]":
+    """Which of its stage's parts a pass goes through: 0, 1, …; 0 for all else."""
+    passes = shown[shown["part"] >= 0]
+    number = passes.groupby("rank")["part"].rank(method="dense").astype(int) - 1
+    return number.reindex(shown.index, fill_value=0)
+
+
+def _pass_bars(ax: "Axes", bars: "pd.DataFrame", word: str, chunk: int, factor: float) -> None:
+    """Passes thick, what runs beside them thin; a pair in two halves, the mirrored part's backward below."""
+    if word == "pair":
+        _bars(ax, bars, factor, _paler(FORWARD, chunk), (-0.32, 0.25))
+        _bars(ax, bars, factor, _paler(BACKWARD, 1 - chunk), (-0.07, 0.25))
+        return
+    thick = word in (*PASSES, "optimizer")
+    _bars(ax, bars, factor, _paler(STEP_COLOURS[word], chunk), (-0.32, 0.5) if thick else (0.22, 0.14))
+
+
+def _paler(colour: str, chunk: int) -> str:
+    """Halfway to white for the second part, and on."""
+    red, green, blue = (1.0 - (1.0 - one) * PALER**chunk for one in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
 def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
     """Micro-batch numbers, where the bars are wide enough to hold them all."""
     if not len(passes):
@@ -149,12 +187,20 @@ def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
     room = (passes["end_s"] - passes["start_s"]).quantile(0.1) / whole
     if room < label_share(ax, str(passes["chunk"].max())):
         return
-    columns = (passes[name].tolist() for name in ("what", "start_s", "end_s", "rank", "chunk"))
-    for what, start_s, end_s, rank, chunk in zip(*columns, strict=True):
-        ax.text(
-            (start_s + end_s) / 2 * factor, rank - 0.07, str(chunk),
-            ha="center", va="center", fontsize=SMALL - 1, color=readable_on(STEP_COLOURS[what]),
-        )  # fmt: skip
+    columns = (
+        passes[name].tolist() for name in ("what", "start_s", "end_s", "rank", "chunk", "back", "chunk_of_stage")
+    )
+    for what, start_s, end_s, rank, chunk, back, place in zip(*columns, strict=True):
+        middle, colour = (start_s + end_s) / 2 * factor, _paler(STEP_COLOURS[what], place)
+        if what != "pair":
+            _number(ax, middle, rank - 0.07, chunk, colour)
+            continue
+        _number(ax, middle, rank - 0.195, chunk, colour)
+        _number(ax, middle, rank + 0.055, back, _paler(BACKWARD, 1 - place))
+
+
+def _number(ax: "Axes", x: float, y: float, number: int, colour: str) -> None:
+    ax.text(x, y, str(number), ha="center", va="center", fontsize=SMALL - 1, color=readable_on(colour))
 
 
 def _mark_turns(ax: "Axes", shown: "pd.DataFrame", factor: float) -> None:

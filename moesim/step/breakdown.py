@@ -17,14 +17,18 @@ import numpy as np
 
 from moesim.cost import Basis, FloatArray
 from moesim.program import RANK_STREAMS, Passes
+from moesim.step.ends import Ends, ends
 from moesim.step.experts import class_weights
 from moesim.step.layers import batched, slowed
-from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
-from moesim.step.play import Ends, StagePasses, by_class, ends, head, layer_counts, step_seconds, step_times
-from moesim.step.price import NOTHING, Price
+from moesim.step.parts import HEAD_SHARES, by_class, head, layer_counts, layer_pass
+from moesim.step.passes import LayerPass, pass_key
+from moesim.step.play import step_seconds
+from moesim.step.price import Price
 from moesim.step.scenario import BATCH_CLASSES, Scenario
+from moesim.step.times import StepTimes, stage_work
 from moesim.strategy import Strategy
 
+OVER_DP: Final = ("gather_first", "gather_rest", "gather_chunk", "reduce_chunk", "reduce_rest", "reduce_last")
 COMMUNICATION: Final = ("all-to-all", "tp", "cp", "etp", "dp", "pp")
 
 
@@ -61,27 +65,33 @@ class _Ledger:
         for source in one.sources if seconds > 0 else ():
             self.sources[source] += seconds
 
+    def hide(self, seconds: float) -> None:
+        """Passes that ran interleaved took ``seconds`` less than alone: communication that was not exposed."""
+        exposed = sum(self.seconds[family] for family in COMMUNICATION)
+        hidden = min(seconds, exposed)
+        for family in COMMUNICATION:
+            self.seconds[family] -= hidden * self.seconds[family] / exposed if exposed > 0 else 0.0
+
     def add(self, one: Price, seconds: float) -> None:
         self.seconds[one.family] += seconds
         self.rest_on(one, seconds)
 
 
-def breakdown(scenario: Scenario, strategy: Strategy, stages: StagePasses, passes: Passes, step_s: float) -> Breakdown:
-    """Explain ``step_s``, the seconds of a step whose stage passes took ``stages``."""
-    turns = np.bincount(np.arange(passes.micro_batches) % BATCH_CLASSES, minlength=BATCH_CLASSES)
-    stage = int(np.argmax((stages.forward + stages.backward) @ turns))
+def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: StepTimes, step_s: float) -> Breakdown:
+    """Explain ``step_s``, the seconds of a step whose ops took ``times``."""
+    stage = int(np.argmax(stage_work(passes, times, passes.micro_batches)))
     ledger = _Ledger()
     key = pass_key(scenario, strategy)
-    for layer, count in layer_counts(scenario, strategy.pp).items():
-        times = count[stage][:, None] * turns  # [layer class, micro-batch class]
-        _add_pass(ledger, forward_pass(scenario, layer, key), times, strategy.ep)
-        if scenario.workload.trains:
-            _add_pass(ledger, backward_pass(scenario, layer, key, strategy.recompute), times, strategy.ep)
-    if stage == strategy.pp - 1:
-        for backward in (False, True)[: 1 + scenario.workload.trains]:
-            one = head(scenario, strategy, backward=backward)
-            ledger.add(one, passes.micro_batches * float(one.seconds.sum()))
-    _add_ends(ledger, ends(scenario, strategy), stages, passes, stage, step_s)
+    turns, pairs = _turns(passes, stage)
+    for kind, by_part in turns.items():  # [part, micro-batch class]
+        for layer, count in layer_counts(scenario, strategy.parts).items():  # [part, layer class]
+            if (count.T @ by_part).any():
+                one = layer_pass(scenario, layer, key, strategy.recompute, kind)
+                _add_pass(ledger, one, count.T @ by_part, strategy.ep)
+        out = head(scenario, strategy, backward=kind != "forward")
+        ledger.add(out, float(by_part[-1].sum()) * HEAD_SHARES.get(kind, 1.0) * float(out.seconds.sum()))
+    ledger.hide(sum(count * _saved(times, *pair) for pair, count in pairs.items()))
+    _add_ends(ledger, ends(scenario, strategy), times, passes, stage, step_s)
     total = sum(ledger.seconds.values())
     priced = float(ledger.basis.sum())
     return Breakdown(
@@ -91,6 +101,31 @@ def breakdown(scenario: Scenario, strategy: Strategy, stages: StagePasses, passe
         basis=Basis(*(ledger.basis / priced).tolist()) if priced > 0 else Basis(0.0, 0.0, 1.0),
         sources=tuple(sorted(ledger.sources, key=lambda source: -ledger.sources[source])),
     )
+
+
+Pair = tuple[int, int, int]  # part of the forward, class of the forward, class of the backward
+
+
+def _turns(passes: Passes, stage: int) -> tuple[dict[str, FloatArray], Counter[Pair]]:
+    """How often a stage runs each kind of pass, [part, micro-batch class]; a pair as its two passes, and apart."""
+    found: defaultdict[str, FloatArray] = defaultdict(lambda: np.zeros((passes.parts, BATCH_CLASSES)))
+    pairs: Counter[Pair] = Counter()
+    for one in passes.rule.order(stage, passes.pipe):
+        turn = one.micro_batch % BATCH_CLASSES
+        if one.back is None:
+            found[one.kind][one.part, turn] += 1
+            continue
+        micro_batch, part = one.back
+        found["forward"][one.part, turn] += 1
+        found["backward"][part, micro_batch % BATCH_CLASSES] += 1
+        pairs[one.part, turn, micro_batch % BATCH_CLASSES] += 1
+    return found, pairs
+
+
+def _saved(times: StepTimes, part: int, forward: int, backward: int) -> float:
+    """What a pair saves against its two passes one after the other."""
+    apart = times.forward[part, forward] + times.backward[::-1][part, backward]
+    return float(apart - times.pair[part, forward, backward])
 
 
 def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) -> None:
@@ -123,16 +158,15 @@ def _mean_rank(priced: Price, ranks: int, times: FloatArray) -> float:
     return float((by_class(by_rank, len(times)) * times).sum())
 
 
-def _add_ends(ledger: _Ledger, end: Ends, stages: StagePasses, passes: Passes, stage: int, step_s: float) -> None:
+def _add_ends(ledger: _Ledger, end: Ends, times: StepTimes, passes: Passes, stage: int, step_s: float) -> None:
     """Optimizer; data parallelism and transfers as what the step loses without them; the rest is bubble."""
     for one in (end.gather[stage], end.reduce[stage], end.send[stage]):
         ledger.rest_on(one, float(one.seconds.sum()))
     ledger.add(end.optimizer[stage], float(end.optimizer[stage].seconds.sum()))
     left = max(0.0, step_s - sum(ledger.seconds.values()))
-    nothing = [NOTHING] * passes.stages
-    for family, without in (("dp", end._replace(gather=nothing, reduce=nothing)), ("pp", end._replace(send=nothing))):
-        faster_s = float(step_seconds(passes, step_times(stages, without), events=False))
-        exposed = min(left, max(0.0, step_s - faster_s))
+    for family, names in (("dp", OVER_DP), ("pp", ("send",))):
+        without = times._replace(**{name: np.zeros_like(times.send) for name in names})
+        exposed = min(left, max(0.0, step_s - float(step_seconds(passes, without, events=False))))
         ledger.seconds[family] += exposed
         left -= exposed
     ledger.seconds["bubble"] += left

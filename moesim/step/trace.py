@@ -10,7 +10,8 @@ their layers, and the trace says so.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,12 +19,14 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.player import Played
 from moesim.program import RANK_STREAMS, Passes
-from moesim.stages import stage_layers
+from moesim.stages import part_layers
 from moesim.step.experts import RANK_CLASSES
 from moesim.step.layers import draws_of, play_draw
+from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes
 from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
-from moesim.step.play import ends, head, passes_of, play_pipeline, stage_passes, step_times
+from moesim.step.play import passes_of, play_pipeline, times_of
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
+from moesim.step.times import stage_work
 from moesim.strategy import Strategy, show
 from moesim.timeline import Span, chrome_trace
 
@@ -57,6 +60,7 @@ class StepTrace(NamedTuple):
 
 
 Inside = list[tuple[int, Played]]  # layers of a pass in the order they run: number or HEAD, and its ops
+PASSING: Final = ("forward", "backward", "data", "weights", "pair", "send", "back")
 
 
 class _Plays:
@@ -84,19 +88,19 @@ def step_trace(scenario: Scenario, strategy: Strategy, *, most_spans: int = MOST
     """Play the step and keep at most about ``most_spans`` spans; passes are always kept."""
     plays = _Plays()
     passes = passes_of(scenario, strategy)
-    stages = stage_passes(scenario, strategy, plays.seconds)
+    times = times_of(scenario, strategy, part_passes(scenario, strategy, plays.seconds))
     inside = _inside(scenario, strategy, plays)
-    spans = _with_turns(play_pipeline(passes, step_times(stages, ends(scenario, strategy))))
+    spans = _with_turns(play_pipeline(passes, times), passes.rounds)
     shown = _shown(passes, inside, most_spans - len(spans))
-    fullest = int(np.argmax((stages.forward + stages.backward).sum(axis=1)))
+    fullest = int(np.argmax(stage_work(passes, times, passes.micro_batches)))
     found: list[Span] = []
-    for one in spans:
+    for key, one in spans:
         found.append(one)
         if one.stream == "stage" and 0 <= one.micro_batch < shown:
-            layers = inside[one.rank, one.what, one.micro_batch % BATCH_CLASSES]
+            layers = inside[key]
             first = one.rank == fullest and one.micro_batch == 0 and one.turn == 0
             found += _unfolded(one, layers, _rank_classes(layers) if first else 1)
-    return StepTrace(found, _step_s(spans), shown, passes.micro_batches)
+    return StepTrace(found, _step_s([one for _, one in spans]), shown, passes.micro_batches)
 
 
 def layer_spans(scenario: Scenario, strategy: Strategy, *, backward: bool = False) -> list[Span]:
@@ -116,14 +120,14 @@ def layer_spans(scenario: Scenario, strategy: Strategy, *, backward: bool = Fals
     ]
 
 
-def _with_turns(spans: list[Span]) -> list[Span]:
+def _with_turns(spans: list[tuple[str, Span]], rounds: int) -> list[tuple[str, Span]]:
     """Micro-batch of each span, and in decode how many times it has come by."""
-    seen: Counter[tuple[int, str, int]] = Counter()
+    seen: Counter[tuple[int, str, int, int]] = Counter()
     numbered = []
-    for span in spans:
-        who = span.rank, span.what, span.chunk
-        passing = span.what in ("forward", "backward", "send", "back")
-        numbered.append(span._replace(micro_batch=span.chunk if passing else -1, turn=seen[who]))
+    for key, span in spans:
+        who = span.rank, span.what, span.chunk, span.part
+        micro_batch = span.chunk if span.what in PASSING else -1
+        numbered.append((key, span._replace(micro_batch=micro_batch, turn=seen[who] if rounds > 1 else 0)))
         seen[who] += 1
     return numbered
 
@@ -135,26 +139,37 @@ def _step_s(spans: list[Span]) -> float:
     return max(span.end_s for span in spans) - before
 
 
-def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[tuple[int, str, int], Inside]:
-    """What runs inside a pass, by stage, direction and class of the micro-batch."""
-    found: dict[tuple[int, str, int], Inside] = {}
-    directions = ("forward", "backward") if scenario.workload.trains else ("forward",)
-    for stage, numbers in enumerate(stage_layers(scenario.model, strategy.pp)):
-        for what in directions:
-            for turn in range(BATCH_CLASSES):
-                layers = [(n, _play_of(scenario, strategy, plays, n, what, turn)) for n in numbers]
-                if stage == strategy.pp - 1:
-                    layers.append((HEAD, _head(scenario, strategy, what)))
-                found[stage, what, turn] = layers if what == "forward" else layers[::-1]
+def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[str, Inside]:
+    """What runs inside a pass, by its key in the pipeline."""
+    found: dict[str, Inside] = {}
+    parts = part_layers(scenario.model, strategy.parts)
+    last = strategy.parts - 1
+
+    def layers(what: str, numbers: Iterable[int], turn: int) -> Inside:
+        return [(n, _play_of(scenario, strategy, plays, n, what, turn)) for n in numbers]
+
+    def ending(what: str, part: int) -> Inside:
+        return [(HEAD, _head(scenario, strategy, what))] if part == last else []
+
+    for what, part, turn in product(kinds(scenario, strategy), range(len(parts)), range(BATCH_CLASSES)):
+        numbers, mirrored = parts[part], parts[last - part]
+        if what == "forward":
+            found[f"{what} {part}.{turn}"] = layers(what, numbers, turn) + ending(what, part)
+        elif what != "pair":
+            found[f"{what} {part}.{turn}"] = ending(what, part) + layers(what, numbers[::-1], turn)
+        else:
+            n = min(len(numbers), len(mirrored))
+            begin = ending("backward", last - part) + layers(what, numbers[:n], turn)
+            begin += layers("forward", numbers[n:], turn) + ending("forward", part)
+            for back in range(BATCH_CLASSES):
+                alone = layers("backward", mirrored[: len(mirrored) - n][::-1], back)
+                found[f"{what} {part}.{turn}.{back}"] = begin + alone
     return found
 
 
 def _play_of(scenario: Scenario, strategy: Strategy, plays: _Plays, number: int, what: str, turn: int) -> Played:
     layer, key = scenario.model.layers[number], pass_key(scenario, strategy)
-    one = forward_pass(scenario, layer, key)
-    if what == "backward":
-        one = backward_pass(scenario, layer, key, strategy.recompute)
-    played = plays.played(one)
+    played = plays.played(layer_pass(scenario, layer, key, strategy.recompute, what))
     return played[0] if len(played) == 1 else played[_layer_class(scenario, number) * BATCH_CLASSES + turn]
 
 
@@ -164,17 +179,18 @@ def _layer_class(scenario: Scenario, number: int) -> int:
 
 
 def _head(scenario: Scenario, strategy: Strategy, what: str) -> Played:
-    end_s = float(head(scenario, strategy, backward=what == "backward").seconds.sum())
+    end_s = head_seconds(scenario, strategy, what)
     name = "head" if what == "forward" else "head grad"
     return Played(end_s, [Span(0, "compute", name, 0, 0.0, end_s)], 1)
 
 
-def _shown(passes: Passes, inside: dict[tuple[int, str, int], Inside], room: int) -> int:
+def _shown(passes: Passes, inside: dict[str, Inside], room: int) -> int:
     """How many micro-batches can show their layers; at least one."""
-    longest: Counter[tuple[int, str]] = Counter()
-    for (stage, what, _), layers in inside.items():
+    longest: Counter[tuple[str, str]] = Counter()  # by kind and part of a pass
+    for key, layers in inside.items():
         spans = sum(1 + sum(1 for _ in _of_class(played, 0)) for _, played in layers)
-        longest[stage, what] = max(longest[stage, what], spans)
+        kind, where = key.split()
+        longest[kind, where.split(".")[0]] = max(longest[kind, where.split(".")[0]], spans)
     room -= 2 * RANK_CLASSES * max(longest.values())  # one forward and one backward pass show all rank classes
     return max(1, min(passes.micro_batches, room // (passes.rounds * longest.total())))
 

@@ -20,7 +20,7 @@ from moesim.errors import MoesimError
 from moesim.memory import WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Experts, Layer, expert_projections
 from moesim.routing import draw_tokens
-from moesim.stages import stage_layers
+from moesim.stages import part_layers, parts_on_stages
 from moesim.step.passes import pass_key, spread
 from moesim.step.scenario import Scenario, layer_classes
 from moesim.step.trace import layer_spans
@@ -121,8 +121,9 @@ def _moe_layer(scenario: Scenario, strategy: Strategy) -> tuple[Layer, int]:
     layer = next((one for one in model.layers if one.is_moe), None)
     if layer is None:
         raise MoesimError(f"model {model.name!r} has no experts: there is nothing to keep outside GPU memory")
-    stages = stage_layers(model, strategy.pp)
-    return layer, max(sum(model.layers[index].is_moe for index in stage) for stage in stages)
+    on_stage = parts_on_stages(strategy.schedule, strategy.pp, strategy.virtual)  # [stage, part]
+    sparse = [sum(model.layers[index].is_moe for index in part) for part in part_layers(model, on_stage.shape[1])]
+    return layer, int((on_stage @ sparse).max())
 
 
 def _passes(scenario: Scenario) -> tuple[str, ...]:

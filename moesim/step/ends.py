@@ -1,0 +1,95 @@
+"""What a step adds around its passes: transfers between stages, weights gathered, gradients reduced, optimizer."""
+
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from moesim.cluster import Group
+from moesim.collectives import point_to_point
+from moesim.compute import memory_bound
+from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, ends_by_stage, held_by_stage
+from moesim.stages import layers_on_stages
+from moesim.step import blocks
+from moesim.step.price import NOTHING, Price, both, price
+from moesim.step.scenario import Scenario
+from moesim.strategy import Strategy, groups
+
+# Read gradient, master weight and two moments in fp32; write the last three and the bf16 weight.
+OPTIMIZER_TRAFFIC_BYTES: Final = 4 * 4.0 + 3 * 4.0 + 2.0
+
+Parts = tuple[tuple[Group, float], tuple[Group, float]]  # (group, parameters): dense, experts
+
+
+class Ends(NamedTuple):
+    """Prices of what happens once per step and stage; lists over stages."""
+
+    send: list[Price]  # activations to the next stage, from the last to the first; also gradients back
+    gather: list[Price]  # ZeRO 1: weights before the first forward
+    reduce: list[Price]  # gradients after the last backward
+    optimizer: list[Price]
+    zero: int = 0  # from stage 2 on, passes reduce (3: and gather) their layers themselves
+
+
+class _Layout(NamedTuple):
+    """What the parameters of a stage depend on."""
+
+    tp: int
+    ep: int
+    etp: int
+    pp: int
+    schedule: str
+    virtual: int
+
+
+def ends(scenario: Scenario, strategy: Strategy) -> Ends:
+    """Prices of transfers between stages and of what a training step adds around its passes."""
+    stages = range(strategy.pp)
+    rows = blocks.tokens_per_tp_group(scenario, strategy.micro_batch, strategy.cp) / strategy.tp
+    send = [_transfer(scenario, rows, same) for same in _same_node(strategy, scenario.cluster.gpus_per_node)]
+    nothing = [NOTHING] * strategy.pp
+    if not scenario.workload.trains:
+        return Ends(send, nothing, nothing, nothing)
+    g = groups(strategy, scenario.cluster)
+    layout = _Layout(strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.schedule, strategy.virtual)
+    once = [_once_per_step(scenario, g["dp"], g["expert_dp"], strategy.zero, layout, stage) for stage in stages]
+    gather, reduce, optimizer = (list(column) for column in zip(*once, strict=True))
+    return Ends(send, gather, reduce, optimizer, strategy.zero)
+
+
+def _same_node(strategy: Strategy, node: int) -> list[bool]:
+    """Whether a stage and the next one (of the last: the first one) are both in one node."""
+    size, last = strategy.stage_gpus, strategy.pp - 1
+    return [s * size // node == ((s + 2) * size - 1) // node for s in range(last)] + [strategy.world <= node]
+
+
+@lru_cache(maxsize=4096)
+def _transfer(scenario: Scenario, rows: float, same_node: bool) -> Price:
+    if scenario.cluster.scale_out is None:
+        same_node = True
+    size = rows * scenario.model.hidden * blocks.BF16_BYTES
+    return price("pp", point_to_point(scenario.cluster, size, same_node))
+
+
+@lru_cache(maxsize=16384)
+def _once_per_step(
+    scenario: Scenario, dp: Group, expert_dp: Group, zero: int, layout: _Layout, stage: int
+) -> tuple[Price, Price, Price]:
+    """Weights gathered, gradients reduced, optimizer of one stage."""
+    held = held_by_stage(scenario.model, *layout)
+    parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
+    outside = ends_by_stage(scenario.model, *layout[3:])[stage] / layout.tp  # embedding and head
+    layers = max(1.0, layers_on_stages(len(scenario.model.layers), *layout[3:])[stage])
+    # Stage 3 gathers layers, stages 2 and 3 reduce them inside the passes, each behind its neighbour's compute:
+    # all but the first gather and the last reduction of a step, which have no neighbour.
+    edge = ((dp, outside + (held.dense[stage] - outside) / layers), (expert_dp, held.expert[stage] / layers))
+    gather = NOTHING
+    if zero:
+        gather = _over_both(scenario, "all_gather", edge if zero == 3 else parts, TRAINING_WEIGHT_BYTES)
+    op = "reduce_scatter" if zero else "all_reduce"
+    reduce = _over_both(scenario, op, edge if zero >= 2 else parts, GRADIENT_BYTES)
+    kept = sum(n / (g.size if zero else 1) for g, n in parts)
+    return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * OPTIMIZER_TRAFFIC_BYTES))
+
+
+def _over_both(scenario: Scenario, op: str, parts: Parts, bytes_each: float) -> Price:
+    """A collective of the dense parameters, then of the experts'."""
+    return both(*(blocks.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in parts))

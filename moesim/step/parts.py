@@ -1,0 +1,143 @@
+"""Passes through a part of the model: sums of layer passes over its layers; the head with the last part.
+
+A layer pass ends with all ranks together (every MoE layer closes with a collective), so the sum over a part's
+layers is exact. In a pair (DualPipe) the first layer of the forward runs beside the last one of the mirrored part,
+the second beside the one before that, …: each as long as the pair of the forward's layer with itself. Layers that
+are left over, and the head, run alone.
+"""
+
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from moesim.cost import FloatArray
+from moesim.model import Layer
+from moesim.schedule import SCHEDULES
+from moesim.stages import part_layers
+from moesim.step import blocks
+from moesim.step.layers import LayerPlayer
+from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pair_pass, pass_key
+from moesim.step.price import Price
+from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
+from moesim.strategy import Strategy
+
+HEAD_SHARES: Final = {"data": 0.5, "weights": 0.5}  # of its backward pass: two GEMMs of equal work
+
+
+class PartPasses(NamedTuple):
+    """Seconds of one micro-batch through each part: [..., part, micro-batch class]. Those that the schedule does
+    not have are empty: [..., 0, micro-batch class]."""
+
+    forward: FloatArray
+    backward: FloatArray
+    data: FloatArray
+    weights: FloatArray
+    pair: FloatArray  # [..., part of the forward, class of the forward, class of the backward]
+
+
+def kinds(scenario: Scenario, strategy: Strategy) -> tuple[str, ...]:
+    """Which passes the steps of a strategy are made of."""
+    if not scenario.workload.trains:
+        return ("forward",)
+    rule = SCHEDULES[strategy.schedule]
+    split = ("data", "weights") if rule.splits else ()
+    whole = ("backward",) if rule.pairs or not rule.splits else ()
+    return ("forward", *whole, *split, *(("pair",) if rule.pairs else ()))
+
+
+def layer_pass(scenario: Scenario, layer: Layer, key: Key, recompute: str, kind: str) -> LayerPass:
+    """The ops of one kind of pass through one layer."""
+    if kind == "forward":
+        return forward_pass(scenario, layer, key)
+    if kind == "pair":
+        return pair_pass(scenario, layer, key, recompute)
+    return backward_pass(scenario, layer, key, recompute, "all" if kind == "backward" else kind)
+
+
+def part_passes(scenario: Scenario, strategy: Strategy, play: LayerPlayer) -> PartPasses:
+    """Sum layer passes into part passes."""
+    key = pass_key(scenario, strategy)
+    by_layer: dict[str, list[FloatArray]] = {}
+    counts = layer_counts(scenario, strategy.parts)  # of each distinct layer: [part, layer class]
+    classes = next(iter(counts.values())).shape[1]
+    for kind in kinds(scenario, strategy):
+        passes = [layer_pass(scenario, layer, key, strategy.recompute, kind) for layer in counts]
+        by_layer[kind] = [by_class(play(one), classes) for one in passes]
+    return summed(scenario, strategy, by_layer)
+
+
+def summed(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[FloatArray]]) -> PartPasses:
+    """``by_layer[kind]`` are seconds of the passes of each distinct layer, [..., layer class, micro-batch class]."""
+    counts = list(layer_counts(scenario, strategy.parts).values())
+    found = {kind: _over_layers(counts, seconds) for kind, seconds in by_layer.items() if kind != "pair"}
+    for kind, total in found.items():
+        total[..., -1, :] += head_seconds(scenario, strategy, kind)
+    if "pair" in by_layer:
+        found["pair"] = _pairs(scenario, strategy, by_layer)
+    nothing = np.zeros((*found["forward"].shape[:-2], 0, BATCH_CLASSES))
+    empty = {"pair": nothing[..., None]}
+    return PartPasses(*(found.get(kind, empty.get(kind, nothing)) for kind in PartPasses._fields))
+
+
+def _pairs(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[FloatArray]]) -> FloatArray:
+    """Seconds of each part's forward beside the mirrored part's backward."""
+    paired, ahead, behind = (list(counts.values()) for counts in pair_counts(scenario, strategy.parts))
+    forward = _over_layers(paired, by_layer["pair"]) + _over_layers(ahead, by_layer["forward"])
+    forward[..., -1, :] += head_seconds(scenario, strategy, "forward")
+    backward = _over_layers(behind, by_layer["backward"])
+    backward[..., 0, :] += head_seconds(scenario, strategy, "backward")
+    return np.asarray(forward[..., :, None] + backward[..., None, :])
+
+
+def _over_layers(counts: list[FloatArray], seconds: list[FloatArray]) -> FloatArray:
+    """[part, layer class] and [..., layer class, micro-batch class] of each layer -> [..., part, micro-batch class]."""
+    return np.asarray(sum(count @ one for count, one in zip(counts, seconds, strict=True)))
+
+
+def head_seconds(scenario: Scenario, strategy: Strategy, kind: str) -> float:
+    """Seconds of the output layer in one kind of pass."""
+    whole = float(head(scenario, strategy, backward=kind != "forward").seconds.sum())
+    return whole * HEAD_SHARES.get(kind, 1.0)
+
+
+def head(scenario: Scenario, strategy: Strategy, *, backward: bool) -> Price:
+    """The output layer of one micro-batch."""
+    return blocks.head(scenario, strategy.tp, strategy.cp, strategy.micro_batch, backward)
+
+
+def by_class(seconds: FloatArray, classes: int) -> FloatArray:
+    """[draw] -> [layer class, micro-batch class]; a dense layer has one draw for all."""
+    if seconds.size == 1:
+        return np.broadcast_to(seconds, (classes, BATCH_CLASSES))
+    return seconds.reshape(classes, BATCH_CLASSES)
+
+
+@lru_cache(maxsize=256)
+def layer_counts(scenario: Scenario, parts: int) -> dict[Layer, FloatArray]:
+    """For each distinct layer, how many of each class a part holds: count[part, class]."""
+    return _counted(scenario, part_layers(scenario.model, parts))
+
+
+@lru_cache(maxsize=64)
+def pair_counts(scenario: Scenario, parts: int) -> tuple[dict[Layer, FloatArray], ...]:
+    """The same of a pair's layers: those that run beside another one; those of the forward that are left over;
+    those of the mirrored part's backward."""
+    forward = part_layers(scenario.model, parts)
+    both = [min(len(there), len(here)) for there, here in zip(forward, forward[::-1], strict=True)]
+    return (
+        _counted(scenario, [layers[:n] for layers, n in zip(forward, both, strict=True)]),
+        _counted(scenario, [layers[n:] for layers, n in zip(forward, both, strict=True)]),
+        _counted(scenario, [layers[: len(layers) - n] for layers, n in zip(forward[::-1], both, strict=True)]),
+    )
+
+
+def _counted(scenario: Scenario, parts: list[range]) -> dict[Layer, FloatArray]:
+    of_layer, shares = layer_classes(scenario)
+    numbers = iter(of_layer)
+    class_of = [next(numbers) if layer.is_moe else 0 for layer in scenario.model.layers]
+    counts = {kind.layer: np.zeros((len(parts), max(1, len(shares)))) for kind in scenario.model.layer_kinds()}
+    for part, indices in enumerate(parts):
+        for index in indices:
+            counts[scenario.model.layers[index]][part, class_of[index]] += 1
+    return counts
