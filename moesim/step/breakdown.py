@@ -10,6 +10,7 @@ communication families in proportion to their busy time.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from math import sqrt
 from typing import Final, NamedTuple
 
@@ -66,11 +67,16 @@ class _Ledger:
             self.sources[source] += seconds
 
     def hide(self, seconds: float) -> None:
-        """Passes that ran interleaved took ``seconds`` less than alone: communication that was not exposed."""
+        """Passes that ran interleaved took ``seconds`` less than alone: communication that was not exposed, and beyond
+        it the work of chunks, which a pair does not need."""
         exposed = sum(self.seconds[family] for family in COMMUNICATION)
         hidden = min(seconds, exposed)
-        for family in COMMUNICATION:
-            self.seconds[family] -= hidden * self.seconds[family] / exposed if exposed > 0 else 0.0
+        self._scale(COMMUNICATION, hidden, exposed)
+        self._scale(tuple(self.seconds), seconds - hidden, sum(self.seconds.values()))
+
+    def _scale(self, families: Iterable[str], less_s: float, of_s: float) -> None:
+        for family in families:
+            self.seconds[family] -= less_s * self.seconds[family] / of_s if of_s > 0 else 0.0
 
     def add(self, one: Price, seconds: float) -> None:
         self.seconds[one.family] += seconds
