@@ -3,7 +3,7 @@
 fp8_block    tables are of serving's kernels; training groups GEMMs that run as a dense GEMM of as many rows does
              (DeepGEMM's README: 1.1 to 1.35 PFLOP/s grouped on H800, 1.3 to 1.5 dense), whichever is faster
 biases       gpt-oss: biases and a clamped SwiGLU, op by op where nothing fuses them
-weights      each gradient is added to one kept in fp32: ``blocks.accumulation``
+weights      each gradient is added to one kept in fp32: ``blocks.accumulated``
 """
 
 from typing import Final, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from moesim.compute import gemm, memory_bound
 from moesim.cost import ESTIMATED, FloatArray
 from moesim.model import Experts
-from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES, accumulation
+from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES, accumulated
 from moesim.step.price import Price, both, price, scaled
 from moesim.step.scenario import Scenario
 
@@ -54,14 +54,10 @@ def with_biases(scenario: Scenario, work: Work, one: Price, *, backward: bool) -
     return both(one, price("experts", moved))
 
 
-def slower_by_accumulation(scenario: Scenario, work: Work) -> float:
-    """By how much longer a weight gradient takes because it is added to one in fp32, on the mean rank."""
+def accumulated_experts(scenario: Scenario, work: Work) -> Price:
+    """What adding a chunk's weight gradients to those kept in fp32 takes."""
     matrices = 3 if work.ffn.gated else 2
-    parameters = matrices * work.row * work.width
-    rows = float(work.rows.sum(axis=-1).mean())
-    read_bytes = rows * (2 * work.row + matrices * work.width) * BF16_BYTES
-    held = work.rows.shape[-1] * parameters
-    return float(accumulation(scenario, 2.0 * rows * parameters, read_bytes, held, scenario.workload.dtype))
+    return accumulated(scenario, float(work.rows.shape[-1] * matrices * work.row * work.width))
 
 
 def _grouped(scenario: Scenario, work: Work) -> FloatArray:

@@ -22,8 +22,8 @@ from moesim.model import Experts, Layer, row_width
 from moesim.network import Dense
 from moesim.placement import PLACEMENTS
 from moesim.routing import dispatch, draw_tokens, imbalance
-from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES
-from moesim.step.expert_training import Work, slower_by_accumulation, trained, with_biases
+from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES, under_load
+from moesim.step.expert_training import Work, accumulated_experts, trained, with_biases
 from moesim.step.price import Price, both, price, scaled
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 
@@ -119,7 +119,7 @@ def backward(scenario: Scenario, layer: Layer, spread: Spread, chunks: int, whic
     else:
         one = scaled(kernel, found.slower, basis=found.measured.basis, error=found.error)
     if which == "weights":
-        return _in_classes(scaled(one, slower_by_accumulation(scenario, work)))
+        return _in_classes(both(one, accumulated_experts(scenario, work)))
     return _in_classes(with_biases(scenario, work, one, backward=True))
 
 
@@ -135,7 +135,7 @@ def _kernel(scenario: Scenario, layer: Layer, spread: Spread, chunks: int) -> tu
         scenario.workload.dtype, top_k=ffn.top_k, gated=ffn.gated,
     )  # fmt: skip
     one = price("experts", seconds)
-    return (trained(scenario, work, one) if scenario.workload.trains else one), work
+    return (under_load(scenario, trained(scenario, work, one)) if scenario.workload.trains else one), work
 
 
 def _in_classes(one: Price) -> Price:
