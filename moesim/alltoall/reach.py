@@ -103,7 +103,8 @@ def hits(experts: int, parts: int, top_k: int, groups: int, top_groups: int) -> 
     return np.tile(np.array(rows), (parts // period, 1))
 
 
-def _hits_of(here: tuple[int, ...], chosen: int, top_k: int, groups: int, top_groups: int) -> list[float]:
+@lru_cache(maxsize=1024)
+def _hits_of(here: tuple[int, ...], chosen: int, top_k: int, groups: int, top_groups: int) -> tuple[float, ...]:
     """``[j]`` for a part with ``here`` experts of each group that it meets; ``chosen`` experts are open to a token."""
     ways = Counter({(0, 0): 1})  # of (chosen groups met, their experts here)
     for count in here:
@@ -112,7 +113,7 @@ def _hits_of(here: tuple[int, ...], chosen: int, top_k: int, groups: int, top_gr
     for (met, n), number in ways.items():
         odds[n] += number * comb(groups - len(here), top_groups - met)
     sets = comb(groups, top_groups) * comb(chosen, top_k)
-    return [
+    return tuple(
         sum(number * comb(n, j) * comb(chosen - n, top_k - j) for n, number in odds.items()) / sets
         for j in range(top_k + 1)
-    ]
+    )
