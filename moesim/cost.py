@@ -54,7 +54,7 @@ def cost(
 ) -> Cost:
     """A Cost with a symmetric band in log space: ``seconds / (1 + e)`` to ``seconds * (1 + e)``."""
     value = np.asarray(seconds, dtype=np.float64)
-    floor = np.minimum(np.asarray(bound_s, dtype=np.float64), value)
+    floor = at_most(np.asarray(bound_s, dtype=np.float64), value)
     return Cost(
         seconds=value,
         low=value / (1.0 + relative_error),
@@ -64,3 +64,8 @@ def cost(
         basis=basis,
         source=source,
     )
+
+
+def at_most(bound_s: FloatArray, seconds: FloatArray) -> FloatArray:
+    """Tables of a user may be faster than the data sheet; tests of moesim's own models take this away."""
+    return np.minimum(bound_s, seconds)

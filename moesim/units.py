@@ -24,7 +24,7 @@ _BYTES_PER_S = {f"{unit}/s": factor for unit, factor in _BYTES.items()} | {
     "Tb/s": 1e12 / 8,
 }
 _FLOPS = {"GFLOP/s": 1e9, "TFLOP/s": 1e12, "PFLOP/s": 1e15}
-_QUANTITY = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(\S+)\s*$")
+_QUANTITY = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9.]\S*)\s*$")
 
 
 def seconds(text: str) -> float:

@@ -12,10 +12,17 @@ TWO = load_cluster("dgx-h100", 2)
 FOUR = Group(size=4, per_node=2)  # nodes {0, 1} and {2, 3}
 TREE = replace(load_cluster("dgx-h100", 4), fabric=Fabric(between="tree", leaf_nodes=2))
 PODS = Group(size=8, per_node=2)  # four nodes of two, in two pods
+AT_PEAK = replace(  # links that reach their data sheet
+    TWO,
+    scale_up=replace(TWO.scale_up, bandwidth_bytes_per_s=TWO.scale_up.peak_bytes_per_s),
+    scale_out=replace(TWO.scale_out, bandwidth_bytes_per_s=TWO.scale_out.peak_bytes_per_s),
+)
 TORUS = load_cluster("tpu-v3")
 PLACES = [  # cluster and group of every kind
     (load_cluster("dgx-h100"), Group(size=4, per_node=4)),
     (TWO, FOUR),
+    (AT_PEAK, FOUR),
+    (AT_PEAK, Group(size=8, per_node=8)),
     (TREE, PODS),
     (replace(TREE, fabric=replace(TREE.fabric, oversubscription=2.0)), PODS),
     (replace(TWO, fabric=Fabric(between="rail_only")), FOUR),

@@ -7,6 +7,8 @@ import sys
 import pytest
 from hypothesis import settings
 
+import moesim.cost
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
@@ -19,3 +21,11 @@ def calibrated(tmp_path_factory):
     command = [sys.executable, "-m", "moesim", "calibrate", "--device", "cpu", "--quick", "--out", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def unclamped():
+    """Bounds as the models give them, not cut to the time: else no test of ``bound_s <= seconds`` could fail."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moesim.cost, "at_most", lambda bound_s, _: bound_s)
+        yield

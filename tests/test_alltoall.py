@@ -14,6 +14,8 @@ from moesim.collectives import in_node, reduce_scatter
 from moesim.errors import MoesimError
 from moesim.network import Dense, inside_loads, longest, waits
 
+pytestmark = pytest.mark.usefixtures("unclamped")
+
 US = 1e-6
 TWO_NODES = load_cluster("dgx-h100", 2)
 FOUR = Group(size=4, per_node=2)  # nodes {0, 1} and {2, 3}

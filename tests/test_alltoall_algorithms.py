@@ -15,6 +15,8 @@ from moesim.errors import MoesimError
 from moesim.network import Dense, Product, waits
 from tests.alltoall_places import FOUR, PODS, RUNS, TORUS, TREE, TWO, seconds, traffic
 
+pytestmark = pytest.mark.usefixtures("unclamped")
+
 US = 1e-6
 HAND = np.array([[9, 5, 3, 2], [0, 0, 0, 4], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=float)
 

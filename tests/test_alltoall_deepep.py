@@ -1,5 +1,6 @@
 """DeepEP: distinct destinations against enumeration, published points, and what must hold for any traffic."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -8,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.alltoall import ALGORITHMS, Traffic, all_to_all, resized, unsupported
-from moesim.alltoall.reach import limited, reached
-from moesim.cluster import Group, load_cluster
+from moesim.alltoall.libraries import judged, kernels
+from moesim.alltoall.reach import hits, reached, reached_parts
+from moesim.cluster import Degraded, Fabric, Group, load_cluster
+from moesim.cost import ESTIMATED
 from moesim.errors import MoesimError
 from moesim.network import Dense
+
+pytestmark = pytest.mark.usefixtures("unclamped")
 
 EVEN = np.full(256, 1 / 256)
 FP8, BF16 = 7168 * (1 + 4 / 128), 7168 * 2.0
@@ -39,9 +44,32 @@ def test_eight_of_256_even_experts_reach_this_many_parts(parts, distinct):
 
 
 def test_deepseeks_four_groups_of_eight_reach_at_most_four_nodes():
-    assert float(reached(EVEN, 8, 8).sum()) * limited(256, 8, 8, 8, 4) == pytest.approx(3.63, abs=0.01)
-    assert limited(256, 8, 8, 8, 8) == 1.0
-    assert limited(256, 4, 8, 8, 4) == 1.0  # a node holds two groups: any four groups may touch every node
+    nodes = {
+        (parts, top): float(reached_parts(traffic(parts, 1, 1.0, groups=(8, top)), parts).sum())
+        for parts, top in ((8, 4), (8, 8), (4, 1), (4, 8))
+    }
+    assert nodes == pytest.approx({(8, 4): 3.63, (8, 8): 5.29, (4, 1): 1.0, (4, 8): 3.61}, abs=0.01)
+
+
+@pytest.mark.parametrize(("parts", "groups", "top_groups"), [(2, 4, 2), (3, 4, 2), (4, 4, 1), (6, 2, 1), (4, 6, 5)])
+def test_groups_and_drops_agree_with_every_choice_written_out(parts, groups, top_groups):
+    # 12 experts; a token takes any 2 of any of its groups; of the copies for each part a third is dropped
+    found, of_group, of_part = np.zeros((parts, 3)), 12 // groups, 12 // parts
+    ways = [
+        experts
+        for chosen in combinations(range(groups), top_groups)
+        for experts in combinations([e for e in range(12) if e // of_group in chosen], 2)
+    ]
+    for experts in ways:
+        for part in range(parts):
+            found[part, sum(e // of_part == part for e in experts)] += 1 / len(ways)
+    np.testing.assert_allclose(hits(12, parts, 2, groups, top_groups), found)
+    even = np.full(12, 1 / 12)
+    sent = Traffic(
+        pairs=Dense(copies=np.ones((parts, parts))), tokens=1, token_bytes=1.0, share=even, top_k=2,
+        groups=(groups, top_groups), kept=np.full(12, 2 / 3),
+    )  # fmt: skip
+    np.testing.assert_allclose(reached_parts(sent, parts), 1 - found @ (1 / 3) ** np.arange(3))
 
 
 @given(st.integers(1, 2), st.lists(st.floats(0.2, 1.0), min_size=8, max_size=8))
@@ -148,6 +176,39 @@ def test_more_tokens_never_take_less_time(tokens, more, nodes):
 def test_a_token_crosses_the_network_once_for_each_node():
     one, each = (microseconds("dgx-h100", 4, name, "combine", 4096) for name in ("deepep", "deepep_ll"))
     assert one < 0.6 * each
+
+
+def priced_on(cluster, nodes=8, tokens=4096, name="deepep"):
+    group = Group(size=8 * nodes, per_node=8)
+    share = np.full(256 * max(1, nodes // 32), 1 / (256 * max(1, nodes // 32)))
+    return all_to_all(cluster, group, traffic(group.size, tokens, FP8, share), name)
+
+
+def test_published_are_only_exchanges_like_the_published_ones():
+    h100 = load_cluster("dgx-h100", 8)
+    slow = replace(h100, fabric=Fabric(degraded=(Degraded(link="nic", node=0, share=0.5),)))
+    narrow = replace(h100, fabric=Fabric(between="tree", oversubscription=2.0))
+    guessed = replace(h100, scale_out=replace(h100.scale_out, basis="estimated"))
+    assert priced_on(h100).basis.published == 1.0
+    assert priced_on(load_cluster("dgx-h200"), 1).basis.published == 1.0  # the preset that stands for the measured one
+    large, long = priced_on(load_cluster("dgx-h100", 16), 16), priced_on(h100, tokens=65536)
+    for found in (priced_on(slow), priced_on(narrow), priced_on(guessed), large, long):
+        assert found.basis == ESTIMATED
+        assert found.high >= 1.4 * found.seconds
+
+
+def test_many_more_ranks_than_were_measured_are_an_estimate():
+    kernel = next(each for each in kernels() if each.mechanism == "low_latency")
+    cluster = load_cluster("dgx-h100", 64)
+    assert judged(kernel, cluster, Group(size=256, per_node=8), 128)
+    assert not judged(kernel, cluster, Group(size=512, per_node=8), 128)
+
+
+def test_the_way_up_is_named_where_it_decides():
+    tree = replace(load_cluster("dgx-h100", 8), fabric=Fabric(between="tree", oversubscription=2.0))
+    found = priced_on(tree)
+    assert found.limited_by == "uplink"
+    assert found.bound_s == pytest.approx(2 * priced_on(load_cluster("dgx-h100", 8)).bound_s)
 
 
 def test_without_nvlink_or_hopper_it_cannot_run():

@@ -13,6 +13,8 @@ from moesim.cluster import Group, load_cluster
 from moesim.network import Dense, Product
 from tests.alltoall_places import FOUR, PLACES, RUNS, TWO, seconds, traffic
 
+pytestmark = pytest.mark.usefixtures("unclamped")
+
 
 def near(cluster, expected):
     """Where flows contend they are played in steps of a hundredth; ties fall either way."""

@@ -317,6 +317,7 @@ REFUSED = {
     "unknown group": ("validate --group foo", "unknown group 'foo'"),
     "empty folder": ("validate --data .", "point --data at a folder of measured tables"),
     "unknown operation": ("cost gem", "No such command 'gem'"),
+    "both ways": ("cost send --cluster dgx-h100 --bytes 1MiB --across --same-node", "its opposite"),
     "inputs not given": ("cost gemm --gpu H200", "m, n, k not given"),
     "unknown command": ("frobnicate", "No such command 'frobnicate'"),
     "no command": ("", "Missing command. (see: moesim --help)"),

@@ -52,6 +52,17 @@ def test_the_number_of_nodes_can_be_replaced(file):
     assert load_cluster(file(GOOD), nodes=16).gpus == 64
 
 
+def test_damage_of_nodes_that_are_left_out_is_left_out(file):
+    nic, up = Degraded(link="nic", node=0, share=0.5), Degraded(link="up", node=3, share=0.5)
+    uplinks = [Degraded(link="uplink", node=leaf, share=0.5) for leaf in (0, 1)]
+    sick = [{"link": one.link, "node": one.node, "share": one.share} for one in (nic, up, *uplinks)]
+    tree = file(with_fabric({"between": "tree", "leaf_nodes": 2, "degraded": sick}, nodes=4))
+    assert load_cluster(tree).fabric.degraded == (nic, up, *uplinks)
+    assert load_cluster(tree, nodes=8).fabric.degraded == (nic, up, *uplinks)
+    assert load_cluster(tree, nodes=3).fabric.degraded == (nic, *uplinks)
+    assert load_cluster(tree, nodes=2).fabric.degraded == (nic, uplinks[0])  # below one leaf
+
+
 def test_a_gpu_of_ones_own(file):
     gpu = load_cluster(file(GOOD.replace("gpu: H200", OWN_GPU))).gpu
     assert (gpu.name, gpu.memory_bytes, gpu.flops["bf16"]) == ("X1", 96 * 2.0**30, 700e12)
@@ -68,8 +79,12 @@ def test_a_gpu_of_ones_own(file):
         (
             "bandwidth: 320GB/s",
             "bandwidth: 320",
-            r"scale_up.bandwidth: '320' is not a bandwidth",
+            r"scale_up.bandwidth: '320' is not a bandwidth: write a number and one of",
         ),
+        ("nodes: 2", "nodes: 2\nnodes: 3", r"is not YAML: the key 'nodes' is there twice"),
+        ("kind: nic,", "kind: nic, kind: nic,", r"the key 'kind' is there twice"),
+        ("nodes: 2", "nodes: 300000", r"300000 nodes of 4 GPUs: give at most 1,000,000 GPUs"),
+        ("gpus_per_node: 4", f"gpus_per_node: {10**30}", r"give at most 1,000,000 GPUs"),
         ("latency: 8us", "latency: -8us", r"scale_up.latency: '-8us' is not a duration"),
         ("peak: 450GB/s", "peek: 450GB/s", r"scale_up.peek: unknown key 'peek': did you mean peak"),
         ("nics_per_node: 4", "nics: 4", r"nics: unknown key 'nics'.*nics_per_node"),
@@ -153,10 +168,20 @@ def test_wires_lie_beside_the_file_that_names_them(file, tmp_path):
         ({"insid": "mesh"}, r"fabric.insid: unknown key 'insid': did you mean inside"),
         ({"inside": "swich"}, r"fabric.inside 'swich'"),
         ({"between": "fat"}, r"fabric.between 'fat'"),
-        ({"oversubscription": 0}, r"oversubscription 0.0: give a number above zero"),
+        ({"oversubscription": 0}, r"oversubscription 0.0: give 0.001 to 1,000"),
+        ({"oversubscription": 1.0e308, "ecmp": 10}, r"oversubscription 1e\+308"),
         ({"oversubscription": -2}, r"oversubscription -2.0"),
-        ({"ecmp": 0.5}, r"ecmp 0.5: give at least 1"),
-        ({"leaf_nodes": 0}, r"leaf_nodes 0"),
+        ({"ecmp": 0.5}, r"ecmp 0.5: give 1 to 1,000"),
+        ({"between": "tree", "leaf_nodes": 0}, r"leaf_nodes 0: give 1 to 1,000,000"),
+        ({"between": "tree", "leaf_nodes": 10**30}, r"leaf_nodes 10+: give 1 to 1,000,000"),
+        ({"between": "tree", "oversubscription": 2}, r"leaf_nodes is missing: between: tree needs it"),
+        ({"leaf_nodes": 2}, r"fabric.leaf_nodes 2 with between: rail: it is for between: tree; leave it out"),
+        ({"between": "rail_only", "oversubscription": 2}, r"oversubscription 2.0 with between: rail_only"),
+        ({"between": "rail_only", "ecmp": 2}, r"ecmp 2.0 with between: rail_only: it is for between: rail, spine"),
+        ({"inside": "torus", "torus": [4], "between": "spine"}, r"between spine with inside: torus: .*switch, mesh"),
+        ({"between": "rail_only", "degraded": [{"link": "uplink", "node": 0, "share": 0.5}]}, r"no way up"),
+        ({"inside": "torus", "torus": [1]}, r"torus \[1\]: give up to 3 dimensions, 2 places or more"),
+        ({"inside": "torus", "torus": [1] * 8 + [4]}, r"give up to 3 dimensions"),
         ({"inside": "host"}, r"inside=host: host_bytes_per_s belongs to inside=host, and it needs it"),
         ({"inside": "host", "host_bandwidth": "0GB/s"}, r"host_bytes_per_s 0.0: give a number above zero"),
         ({"inside": "host", "host_bandwidth": "80"}, r"fabric.host_bandwidth: '80' is not a bandwidth"),
@@ -164,7 +189,8 @@ def test_wires_lie_beside_the_file_that_names_them(file, tmp_path):
         ({"degraded": [{"link": "nik", "node": 0, "share": 0.5}]}, r"fabric.degraded.0.link 'nik'"),
         ({"degraded": [{"link": "nic", "nod": 0, "share": 0.5}]}, r"unknown key 'nod': did you mean node"),
         ({"degraded": [{"link": "nic", "node": 0}]}, r"fabric.degraded.0.share is missing"),
-        ({"degraded": [{"link": "nic", "node": 0, "share": 0}]}, r"share 0.0: give more than 0"),
+        ({"degraded": [{"link": "nic", "node": 0, "share": 0}]}, r"share 0.0: give 0.001 to 1"),
+        ({"degraded": [{"link": "nic", "node": 0, "share": 1e-300}]}, r"share 1e-300: give 0.001 to 1"),
         ({"degraded": [{"link": "nic", "node": 2, "share": 0.5}]}, r"nic of node 2, index 0: there are 2 with 4 each"),
         ({"degraded": [{"link": "up", "node": 0, "index": 4, "share": 0.5}]}, r"up of node 0, index 4"),
         ({"wires": "none.csv"}, r"cannot read the wires .*none.csv"),

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.cluster import CLUSTERS, Group, load_cluster
+from moesim.cluster import CLUSTERS, Degraded, Fabric, Group, Wire, load_cluster
 from moesim.collectives import all_gather, all_reduce, in_node, point_to_point, reduce_scatter
 from moesim.collectives.curves import OPS, node_curves
 from moesim.cost import ESTIMATED, MEASURED, PUBLISHED
 from moesim.errors import MoesimError
+
+pytestmark = pytest.mark.usefixtures("unclamped")
 
 US, MIB = 1e-6, 2.0**20
 H100 = load_cluster("dgx-h100")
@@ -134,6 +136,53 @@ def test_point_to_point_is_latency_plus_bytes_over_bandwidth():
     cluster = load_cluster("dgx-h100", 2)
     assert point_to_point(cluster, 357e6, same_node=True).seconds == pytest.approx(1e-3 + 7.7e-6)
     assert point_to_point(cluster, 48e6, same_node=False).seconds == pytest.approx(1e-3 + 19.9e-6)
+
+
+def test_a_pair_is_faster_than_an_all_to_all_only_on_the_links_where_that_was_measured():
+    own = replace(H100, scale_up=replace(H100.scale_up, bandwidth_bytes_per_s=330e9, source="mine"))
+    assert point_to_point(own, 330e6, same_node=True).seconds == pytest.approx(1e-3 + 7.7e-6)
+    assert point_to_point(own, 1.0, same_node=True).source == "mine"
+    assert "1.12 x all-to-all" in point_to_point(H100, 1.0, same_node=True).source
+
+
+def test_a_message_crosses_what_joins_two_gpus():
+    def width(alone=True, **fabric):
+        plain = replace(H100.scale_up, bandwidth_bytes_per_s=240e9, latency_s=0.0)
+        cluster = replace(H100, gpus_per_node=4, nics_per_node=4, scale_up=plain, fabric=Fabric(**fabric))
+        return 1e9 / float(point_to_point(cluster, 1e9, same_node=True, alone=alone).seconds)
+
+    wires = tuple(Wire(one=f"gpu{i}", other=f"gpu{(i + 1) % 4}", bandwidth_bytes_per_s=50e9) for i in range(4))
+    assert width() == pytest.approx(240e9)
+    assert width(inside="mesh") == pytest.approx(80e9)  # a third of a GPU's links
+    assert width(inside="graph", wires=wires) == pytest.approx(50e9)
+    assert width(inside="host", host_bytes_per_s=100e9) == pytest.approx(50e9)  # into host memory and out of it
+    assert width(alone=False, inside="host", host_bytes_per_s=100e9) == pytest.approx(12.5e9)  # four at once
+    assert width(degraded=(Degraded(link="up", node=0, index=2, share=0.5),)) == pytest.approx(120e9)
+
+
+def test_an_idle_pair_has_a_shared_nic_to_itself():
+    # 2 NICs of 23 GB/s for 8 GPUs behind PCIe of 22 GB/s
+    box = load_cluster("pcie-l40s", 2)
+    alone, together = (point_to_point(box, 23e9, same_node=False, alone=each).seconds for each in (True, False))
+    assert (float(alone), float(together)) == pytest.approx((23 / 22, 4.0), rel=1e-4)
+
+
+def test_a_slow_nic_or_a_narrow_leaf_holds_up_what_all_gpus_send_to_the_next_node():
+    def slower(**fabric):
+        cluster = replace(load_cluster("dgx-h100", 4), fabric=Fabric(**fabric))
+        return float(point_to_point(cluster, 48e9, same_node=False).seconds)
+
+    assert slower() == pytest.approx(1.0, rel=1e-4)
+    assert slower(degraded=(Degraded(link="nic", node=3, index=1, share=0.5),)) == pytest.approx(2.0, rel=1e-4)
+    assert slower(between="tree", leaf_nodes=1, oversubscription=4.0) == pytest.approx(4.0, rel=1e-4)
+
+
+def test_a_carried_curve_is_never_above_the_data_sheet():
+    peak = H100.scale_up.peak_bytes_per_s
+    fast = replace(H100, scale_up=replace(H100.scale_up, bandwidth_bytes_per_s=peak))
+    for op in OPS:
+        found = in_node(fast, op, 8, np.logspace(3, 11))
+        assert np.all(found.bound_s <= found.seconds)
 
 
 def test_sending_between_nodes_without_nics_is_refused():

@@ -230,7 +230,7 @@ def test_renumbering_nodes_changes_no_wait(copies, nodes, fabric):
         ({"inside": "ring"}, "unknown fabric inside 'ring'"),
         ({"between": "treee"}, "did you mean tree"),
         ({"inside": "host"}, "host_bytes_per_s belongs to inside=host"),
-        ({"oversubscription": 0.0}, "oversubscription 0.0: give a number above zero"),
+        ({"oversubscription": 0.0}, "oversubscription 0.0: give 0.001 to 1,000"),
         ({"inside": "torus", "torus": (3, 3)}, "it is one domain, give nodes: 1"),
         ({"degraded": (Degraded(link="nic", node=7),)}, "degraded nic of node 7, index 0: there are 2 with 2 each"),
     ],

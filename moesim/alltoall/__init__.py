@@ -21,7 +21,8 @@ pods            "3dh": 2dh once more over the nodes below a leaf
 leader          through one GPU of the node (HetuMoE)
 rails           "rail": 2dh without its copies (SE-MoE)
 gather_scatter  "ag_rs": everybody gets every token, outputs are summed on the way back
-deepep          "deepep" and "deepep_ll": one copy for each node or expert (DeepEP normal, low latency)
+deepep          one copy for each node (DeepEP normal)
+deepep_ll       one copy for each expert (DeepEP low latency)
 hybrid_ep       "hybrid_ep": the same way with fewer SMs (DeepEP, branch hybrid-ep)
 libraries       constants of communication kernels, with where they come from
 tiles           tile by tile from inside the kernel (FlashMoE)
@@ -38,7 +39,8 @@ import numpy as np
 
 from moesim.alltoall.bruck import bruck
 from moesim.alltoall.carried import CARRIED, SLOWER
-from moesim.alltoall.deepep import low_latency, normal
+from moesim.alltoall.deepep import normal
+from moesim.alltoall.deepep_ll import low_latency
 from moesim.alltoall.gather_scatter import gather_scatter
 from moesim.alltoall.hierarchical import hierarchical
 from moesim.alltoall.hybrid_ep import hybrid

@@ -7,20 +7,22 @@ Near-equal loads wait for one another: joined is up to 9 % above the largest of 
     normal        start    a + a_n between nodes + b (first chunk + pipe T / (T + 512)): the pipe fills with chunks
                   SM load  copies of the busiest rank, its own among them, x (copy time + b / SM bandwidth) / s
     low latency   start    a + experts x e + between nodes (a_n + f (N-1)/N): every expert's tokens are counted
-                  SM load  (T x token time + T k b / SM bandwidth) / s; one message for each token and expert
+                  SM load  (T x token time + T k b / SM bandwidth) / s; one message for each token and expert;
+                           of k those count that a capacity keeps
                   s        one SM for ceil(experts / SMs) experts: eight experts keep eight SMs busy
 
 The loads of links are reach's (normal: a token crosses once) and the network's (low latency: once for each expert).
-Constants: libraries, from the table of the kernel's release.
+Constants: libraries, from the table of the kernel's release. No link moves more than its data sheet says. The CPU waits
+for the counts of an exchange by ``normal``, which no CUDA graph can hold (DeepEP README): too slow for decode there.
 """
 
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from moesim.alltoall.libraries import LIBRARIES, Kernel, band, find
+from moesim.alltoall.libraries import LIBRARIES, Kernel, band, find, judged
 from moesim.alltoall.ports import link_copies
-from moesim.alltoall.reach import distinct_copies, limited, reached
+from moesim.alltoall.reach import distinct_copies, reached_parts
 from moesim.alltoall.traffic import Traffic, remembered
 from moesim.cluster import Cluster, Group
 from moesim.collectives.hierarchical import nic
@@ -50,25 +52,20 @@ def normal(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> 
     return priced(cluster, group, traffic, kernel, own)
 
 
-def low_latency(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
-    """A token crosses a link for each of its experts there."""
-    kernel, own = find(*LIBRARIES["deepep_ll"], direction, cluster)
-    return priced(cluster, group, traffic, kernel, own)
-
-
 def priced(cluster: Cluster, group: Group, traffic: Traffic, kernel: Kernel, own: bool, busy_sms: int = 0) -> Cost:
     """Cost by one line of the table, on ``busy_sms`` SMs or as many as the line says."""
     work, copies = WORK[kernel.mechanism](cluster, group, traffic, busy_sms or kernel.sms)
     start_s, parts_s = START[kernel.mechanism](kernel, work), moving(kernel, work)
-    moving_s = joined(parts_s)
+    bound_s = _peak_s(cluster, copies, traffic.token_bytes)
+    moving_s = np.maximum(joined(parts_s), bound_s)
     slowest = max(parts_s, key=lambda name: float(np.mean(parts_s[name])))
+    known = own and judged(kernel, cluster, group, traffic.tokens)
     return cost(
         start_s + moving_s,
-        band(kernel, own),
-        _peak_s(cluster, copies, traffic.token_bytes),
-        {"up": cluster.scale_up.kind, "sms": "compute"}.get(slowest, slowest)
-        if np.mean(moving_s) > np.mean(start_s) else "launch",
-        BASIS[kernel.basis] if own else ESTIMATED,
+        band(kernel, known),
+        bound_s,
+        _link(cluster, slowest, copies) if np.mean(moving_s) > np.mean(start_s) else "launch",
+        BASIS[kernel.basis] if known else ESTIMATED,
         f"{kernel.library} {kernel.release} {kernel.mechanism} {kernel.direction}, model with constants of "
         f"{kernel.gpus[0]}: {kernel.source}; {cluster.scale_up.source}",
     )  # fmt: skip
@@ -135,7 +132,10 @@ def low_latency_work(
     experts = _check(traffic)
     copies, slower = link_copies(cluster, group, traffic, "direct")
     blocks = np.ceil(experts / np.ceil(experts / cluster.gpu.sms))
-    found = _work(cluster, group, traffic, copies, np.asarray(traffic.tokens * traffic.top_k), blocks)
+    sent = np.asarray(traffic.tokens * traffic.top_k)
+    if traffic.kept is not None and traffic.share is not None:
+        sent = sent * (traffic.share * traffic.kept).sum(axis=-1)
+    found = _work(cluster, group, traffic, copies, sent, blocks)
     return found._replace(up_s=found.up_s * slower, nic_s=found.nic_s * slower), copies
 
 
@@ -144,9 +144,7 @@ WORK: Final = {"normal": normal_work, "by_node": by_node_work, "low_latency": lo
 
 def handled_copies(traffic: Traffic, parts: int) -> FloatArray:
     """``[...]`` copies that the busiest of ``parts`` sends or receives, those to itself among them."""
-    assert traffic.share is not None
-    limit = limited(traffic.share.shape[-1], parts, traffic.top_k, *traffic.groups)
-    by_part = reached(traffic.share, parts, traffic.top_k) * limit * traffic.tokens
+    by_part = reached_parts(traffic, parts) * traffic.tokens
     return np.asarray(np.maximum(by_part.sum(axis=-1), parts * by_part.max(axis=-1)))
 
 
@@ -182,4 +180,10 @@ def _peak_s(cluster: Cluster, copies: dict[str, FloatArray], token_bytes: FloatA
     up_s = copies["up"] * token_bytes / cluster.scale_up.peak_bytes_per_s
     if "nic" not in copies:
         return up_s
-    return np.maximum(up_s, copies["nic"] * token_bytes / nic(cluster).peak_bytes_per_s)
+    return np.maximum(up_s, _far_copies(copies) * token_bytes / nic(cluster).peak_bytes_per_s)
+
+
+def _link(cluster: Cluster, slowest: str, copies: dict[str, FloatArray]) -> str:
+    """What a part of the work is called."""
+    climbs = slowest == "nic" and np.mean(copies.get("uplink", 0.0)) > np.mean(copies["nic"])
+    return "uplink" if climbs else {"up": cluster.scale_up.kind, "sms": "compute"}.get(slowest, slowest)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from moesim.cluster import Cluster
+from moesim.cluster import CLUSTERS, Cluster, Group
 from moesim.errors import MoesimError, choice
 from moesim.profile import shipped_folder
 from moesim.units import GB, US
@@ -28,7 +28,10 @@ NIC_GB_S: Final = 48.0  # NCCL on the 400 Gb/s NICs that all lines but EFA's wer
 LIBRARIES: Final = {
     "deepep": ("deepep", "normal"), "deepep_ll": ("deepep", "low_latency"), "hybrid_ep": ("hybrid_ep", "by_node"),
 }  # fmt: skip
-CARRIED_BAND: Final = 0.40  # constants of another GPU
+CARRIED_BAND: Final = 0.40  # constants of another GPU, or outside of what was measured
+# Most ranks, fewest and most tokens of a rank in the rows that constants were fitted or judged on (validate, network).
+MEASURED: Final = {"normal": (64, 1, 32768), "low_latency": (256, 1, 2048), "by_node": (64, 4096, 4096)}
+_PRESET: Final = tuple((one.gpu.name, one.scale_up) for one in CLUSTERS.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +80,19 @@ def find(library: str, mechanism: str, direction: str, cluster: Cluster, release
     return (own or twins)[0], bool(own)
 
 
+def judged(kernel: Kernel, cluster: Cluster, group: Group, tokens: float) -> bool:
+    """Whether rows like this one were measured: so many ranks and tokens, whole links that are not guesses.
+
+    A GPU's preset stands for the links that its rows were measured on, whatever these were carried over from.
+    """
+    ranks, fewest, most = MEASURED[kernel.mechanism]
+    out, fabric = cluster.scale_out, cluster.fabric
+    whole = not fabric.degraded and (group.nodes == 1 or fabric.oversubscription * fabric.ecmp == 1.0)
+    inside = cluster.scale_up.basis != "estimated" or (cluster.gpu.name, cluster.scale_up) in _PRESET
+    between = group.nodes == 1 or (out is not None and out.basis != "estimated")
+    return whole and inside and between and group.size <= ranks and fewest <= tokens <= most
+
+
 def sms(algorithm: str, cluster: Cluster) -> int:
     """SMs that an algorithm's kernel keeps busy while bytes move; none where the NIC sends by itself."""
     if algorithm not in LIBRARIES:
@@ -84,9 +100,9 @@ def sms(algorithm: str, cluster: Cluster) -> int:
     return find(*LIBRARIES[algorithm], "dispatch", cluster)[0].sms
 
 
-def band(kernel: Kernel, own: bool) -> float:
+def band(kernel: Kernel, known: bool) -> float:
     """Half-width of the 90 % band: 1.645 x the rms error on rows that the fit did not see, 10 % at least."""
-    return max(0.10, 1.645 * kernel.rms) if own else max(CARRIED_BAND, 1.645 * kernel.rms)
+    return max(0.10 if known else CARRIED_BAND, 1.645 * kernel.rms)
 
 
 @lru_cache(maxsize=1)

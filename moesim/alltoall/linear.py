@@ -1,6 +1,6 @@
 """Linear: every rank sends to every rank at once, as NCCL's grouped send/receive does.
 
-    one node         seconds = curve(busiest port)                                             ports
+    one node         seconds = curve(busiest port), or latency + contention x busiest link     ports
     several nodes    seconds = a0 + g messages + max over links of load / bandwidth            network, posts, ports
                      a NIC with c connections open moves 1 / (1 + c / C) of its bandwidth
 
@@ -39,9 +39,9 @@ HDR_CROWD: Final = 740.0
 def linear(cluster: Cluster, group: Group, traffic: Traffic, direction: str) -> Cost:
     """Seconds by the busiest link."""
     if group.nodes == 1:
-        copies = link_copies(cluster, group, traffic).copies
+        copies, slower = link_copies(cluster, group, traffic)
         host_bytes = copies["host"] * traffic.token_bytes if "host" in copies else 0.0
-        return node_exchange(cluster, group.size, copies["up"] * traffic.token_bytes, host_bytes)
+        return node_exchange(cluster, group.size, copies["up"] * traffic.token_bytes, host_bytes, slower)
     share = nic_share(cluster, connections(cluster, group))
     found = moved(cluster, group, traffic, shares={"nic": share})
     latency_s = START_S + PER_PEER_S * to_all(cluster, group)

@@ -5,7 +5,8 @@
              Mesh, host, torus and graph have no curve: latency + bytes / bandwidth
     host, nic, uplink    bytes / achieved bandwidth
 
-Where bytes share a leaf's way up, all of it takes ``contention`` times as long as the busiest link (network).
+Where bytes share a leaf's way up, a host or the wires of a graph, all of it takes ``contention`` times as long as the
+busiest link (network).
 """
 
 from typing import Final, NamedTuple
@@ -72,15 +73,19 @@ def seconds_by_kind(cluster: Cluster, ranks: int, kind: str, size_bytes: FloatAr
 
 
 def node_exchange(
-    cluster: Cluster, ranks: int, busiest_bytes: FloatArray, host_bytes: FloatArray | float = 0.0
-) -> Cost:
-    """An all-to-all inside a node by the bytes of its busiest port and of its host's memory; launch included."""
+    cluster: Cluster, ranks: int, busiest_bytes: FloatArray, host_bytes: FloatArray | float = 0.0,
+    slower: FloatArray | float = 1.0,
+) -> Cost:  # fmt: skip
+    """An all-to-all inside a node by the bytes of its busiest port and of its host's memory; launch included.
+
+    ``slower``: behind no switch, by how much links that wait for one another make it so.
+    """
     if cluster.fabric.inside == "switch":
         return in_node(cluster, "all_to_all", ranks, busiest_bytes * ranks / max(1, ranks - 1))
     up = cluster.scale_up
     host_s = host_bytes / (cluster.fabric.host_bytes_per_s or np.inf)
     port_s = busiest_bytes / up.bandwidth_bytes_per_s
-    moving_s = np.maximum(port_s, host_s)
+    moving_s = np.maximum(port_s, host_s) * slower
     waits_for = "host" if np.mean(host_s) > np.mean(port_s) else up.kind
     return cost(
         up.latency_s + moving_s,

@@ -23,7 +23,10 @@ class Traffic:
     tokens                  tokens per source rank before copying (all-gather moves these)
     token_bytes             bytes of one copy: hidden x dtype, scales included
     share[..., expert]      popularity of each expert, in the order of their ranks; it sums to one
-    top_k, groups           experts of a token; groups of experts, and how many of them a token may use
+    top_k                   experts of a token
+    groups                  groups of experts that lie together in that order, and how many of them a token may use;
+                            (1, 1) as well where a placement scatters them
+    kept[..., expert]       share of an expert's copies that its capacity takes: nobody sends the others
     chunks                  token_bytes is one of so many parts of a row: it stands for whole rows of fewer tokens.
                             Both may be [size, 1]: then costs have the shape [size, ...]
     """
@@ -34,6 +37,7 @@ class Traffic:
     share: FloatArray | None = None
     top_k: int = 1
     groups: tuple[int, int] = (1, 1)
+    kept: FloatArray | None = None
     chunks: NDArray[np.integer] | int = 1
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)  # loads that follow from copies alone
 

@@ -65,7 +65,7 @@ def command() -> None:
 
 def _command(operation: "Operation") -> click.Command:
     def run(table: Path | None, out: Path | None, as_json: bool, plot: Path | None = None, **asked: Any) -> int:
-        given = {name: value for name, value in asked.items() if value is not None}
+        given = {name: _one(name, value) for name, value in asked.items() if value not in (None, ())}
         if table is not None and plot is not None:
             raise click.UsageError("--plot draws one case: leave out --from")
         if table is not None:
@@ -101,10 +101,20 @@ def _options(operation: "Operation") -> list[Callable[[Any], Any]]:
         elif kind is not FLAG and each.default is not None:
             about += f"  [default: {each.default}]"
         if kind is FLAG:
-            found.append(click.option(f"{flag}/--{off}" if off else flag, is_flag=True, default=None, help=about))
+            both = f"{flag}/--{off}" if off else flag
+            found.append(click.option(both, is_flag=True, default=None, multiple=True, help=about))
         else:
             found.append(click.option(flag, metavar=kind.metavar, help=about))
     return found
+
+
+def _one(name: str, value: Any) -> Any:
+    """A flag is given once, or as often as one likes, but not with its opposite."""
+    if not isinstance(value, tuple):
+        return value
+    if len(set(value)) > 1:
+        raise click.UsageError(f"--{name.replace('_', '-')} is given with its opposite: give one of them")
+    return value[-1]
 
 
 def _price_table(operation: "Operation", table: Path, out: Path | None, as_json: bool, given: dict[str, Any]) -> int:
@@ -128,7 +138,7 @@ def _price_table(operation: "Operation", table: Path, out: Path | None, as_json:
 
 def _lines(name: str, answer: "Answer") -> list[str]:
     """The answer for people."""
-    from moesim.units import show_bytes, show_seconds
+    from moesim.units import show_seconds
 
     cost = answer.cost
     seconds, bound_s = float(cost.seconds), float(cost.bound_s)
@@ -142,14 +152,28 @@ def _lines(name: str, answer: "Answer") -> list[str]:
         f"  source      {cost.source}",
     ]
     more = dict(answer.more)
-    for what, show in (("compared", show_seconds), ("fused", show_seconds), ("busiest", show_bytes)):
+    for what in ("compared", "fused"):
         if more.get(what):
-            more[what] = {each: show(value) for each, value in more[what].items()}
+            more[what] = {each: show_seconds(value) for each, value in more[what].items()}
+    if "busiest" in more:
+        more["busiest"] = _busiest(more["busiest"], answer.inputs.get("share_left", {}))
     cannot_run = more.pop("cannot_run", {})
     more = {what: value for what, value in more.items() if value != {}}
     lines += [f"  {what:<11} {_said(value)}" for what, value in more.items()]
-    lines += [f"  cannot run  {why}" for why in dict.fromkeys(cannot_run.values())]
+    if cannot_run:
+        lines.append(f"  cannot run  {len(cannot_run)} other algorithms; --json says why")
     return [*lines, f"  inputs      {_said(answer.inputs)}"]
+
+
+def _busiest(size_bytes: dict[str, float], share_left: dict[str, float]) -> dict[str, str]:
+    """Bytes as a whole link would carry them in that time; where there are slow links, what one of these carries."""
+    from moesim.units import show_bytes
+
+    found = {kind: show_bytes(size) for kind, size in size_bytes.items()}
+    for kind, share in share_left.items():
+        if kind in found:
+            found[kind] += f" (or {show_bytes(size_bytes[kind] * share)} on the one with {share:.0%} left)"
+    return found
 
 
 def _said(value: Any) -> str:

@@ -30,7 +30,7 @@ PROFILES_VARIABLE: Final = "MOESIM_PROFILES"  # folders of the user's own profil
 
 
 def load_cluster(name_or_path: str, nodes: int | None = None) -> Cluster:
-    """A preset by its name, or a cluster from a YAML file; ``nodes`` replaces the number of nodes."""
+    """A preset by its name, or a cluster from a YAML file, with its first ``nodes`` nodes or more of them."""
     name = str(name_or_path)
     if name in CLUSTERS:
         cluster = CLUSTERS[name]
@@ -41,7 +41,9 @@ def load_cluster(name_or_path: str, nodes: int | None = None) -> Cluster:
         _check_searched(Path(name))
     else:
         raise choice("cluster", name, list(CLUSTERS))
-    return cluster if nodes is None else replace(cluster, nodes=nodes)
+    if nodes is None:
+        return cluster
+    return replace(cluster, nodes=nodes, fabric=cluster.fabric.cut_to(nodes, cluster.nics_per_node))
 
 
 def _check_searched(path: Path) -> None:

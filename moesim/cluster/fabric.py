@@ -13,7 +13,7 @@ between nodes    rail       a leaf switch for each rail, a spine above; bytes fo
                  tree       a leaf switch for ``leaf_nodes`` nodes, a spine above
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Final, Literal, get_args
 
@@ -22,6 +22,10 @@ from moesim.errors import MoesimError, choice
 Inside = Literal["switch", "mesh", "host", "torus", "graph"]
 Between = Literal["rail", "rail_only", "spine", "tree"]
 DegradedKind = Literal["up", "nic", "uplink"]
+LEAST_SHARE: Final = 0.001  # of a slow link; less is a broken one, which moesim does not route around
+MOST_RATIO: Final = 1000.0  # of oversubscription, of ecmp
+MOST_LEAF_NODES: Final = 1_000_000
+MOST_DIMENSIONS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +62,8 @@ class Degraded:
     def __post_init__(self) -> None:
         if self.link not in get_args(DegradedKind):
             raise choice("degraded link", self.link, list(get_args(DegradedKind)))
-        if not 0 < self.share <= 1:
-            raise MoesimError(f"degraded {self.link} share {self.share}: give more than 0 and at most 1")
+        if not LEAST_SHARE <= self.share <= 1:
+            raise MoesimError(f"degraded {self.link} share {self.share}: give {LEAST_SHARE} to 1")
         if self.node < 0 or (self.index or 0) < 0:
             raise MoesimError(f"degraded {self.link} of node {self.node}, index {self.index}: count from 0")
 
@@ -88,23 +92,25 @@ class Fabric:
             raise MoesimError(f"fabric inside={self.inside}: host_bytes_per_s belongs to inside=host, and it needs it")
         if bool(self.torus) != (self.inside == "torus") or any(places < 1 for places in self.torus):
             raise MoesimError(f"fabric torus {list(self.torus)}: give places along each dimension with inside=torus")
+        if self.torus and (len(self.torus) > MOST_DIMENSIONS or self.places < 2):
+            raise MoesimError(
+                f"fabric torus {list(self.torus)}: give up to {MOST_DIMENSIONS} dimensions, 2 places or more"
+            )
         if bool(self.wires) != (self.inside == "graph"):
             raise MoesimError(f"fabric inside={self.inside} with {len(self.wires)} wires: they belong to inside=graph")
         joined = {frozenset((wire.one, wire.other)) for wire in self.wires}
         if len(joined) < len(self.wires):
             raise MoesimError("fabric wires: two join the same ends: give one of their bandwidth together")
-        for what, number in (
-            ("host_bytes_per_s", 1.0 if self.host_bytes_per_s is None else self.host_bytes_per_s),
-            ("oversubscription", self.oversubscription),
-        ):  # fmt: skip
-            if not 0 < number < float("inf"):
-                raise MoesimError(f"fabric {what} {number}: give a number above zero")
-        if self.leaf_nodes < 1 or not 1 <= self.ecmp < float("inf"):
-            raise MoesimError(f"fabric leaf_nodes {self.leaf_nodes}, ecmp {self.ecmp}: give at least 1 for both")
+        _check_numbers(self)
 
     def leaves(self, nodes: int, rails: int) -> int:
         """Leaf switches above ``nodes`` nodes with ``rails`` NICs each."""
         return -(-nodes // self.leaf_nodes) if self.between == "tree" else rails
+
+    def cut_to(self, nodes: int, rails: int) -> "Fabric":
+        """The same for the first ``nodes`` nodes: what is slow beyond them is left out."""
+        there = {"up": nodes, "nic": nodes, "uplink": self.leaves(nodes, rails)}
+        return replace(self, degraded=tuple(slow for slow in self.degraded if slow.node < there[slow.link]))
 
     @property
     def places(self) -> int:
@@ -115,6 +121,18 @@ class Fabric:
     def climbs(self) -> bool:
         """Whether bytes can wait on a leaf's way up."""
         return self.between in ("spine", "tree")
+
+
+def _check_numbers(fabric: Fabric) -> None:
+    if fabric.host_bytes_per_s is not None and not 0 < fabric.host_bytes_per_s < float("inf"):
+        raise MoesimError(f"fabric host_bytes_per_s {fabric.host_bytes_per_s}: give a number above zero")
+    for what, number, least, most in (
+        ("leaf_nodes", fabric.leaf_nodes, 1, MOST_LEAF_NODES),
+        ("oversubscription", fabric.oversubscription, 1 / MOST_RATIO, MOST_RATIO),
+        ("ecmp", fabric.ecmp, 1, MOST_RATIO),
+    ):  # fmt: skip
+        if not least <= number <= most:
+            raise MoesimError(f"fabric {what} {number}: give {least:g} to {most:,.0f}")
 
 
 PLAIN: Final = Fabric()

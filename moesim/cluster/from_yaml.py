@@ -17,7 +17,7 @@ source: "who wrote this, from what"
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
@@ -91,6 +91,15 @@ class _FabricKeys(_Keys):
     degraded: list[_DegradedKeys] = []
 
 
+_BOXES: Final[dict[str, tuple[str, ...]]] = {"inside": ("switch", "mesh", "host")}  # nodes that have others beside them
+_MEANT: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "between": _BOXES,
+    "leaf_nodes": _BOXES | {"between": ("tree",)},
+    "oversubscription": _BOXES | {"between": ("rail", "spine", "tree")},
+    "ecmp": _BOXES | {"between": ("rail", "spine", "tree")},
+}  # key: what the others must be for it to mean something
+
+
 class _ClusterKeys(_Keys):
     name: _Text
     gpu: str | dict[str, Any]
@@ -130,12 +139,26 @@ def read_cluster(path: Path) -> Cluster:
 
 def _load(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise MoesimError(f"cannot read the cluster file {path}: {error}; check the path") from None
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise MoesimError(f"{path} is not YAML: {line}; correct it") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key that is written twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 _KeysT = TypeVar("_KeysT", bound=_Keys)
@@ -180,6 +203,7 @@ def _nics(keys: _ClusterKeys) -> int:
 
 def _fabric(keys: _ClusterKeys, path: Path) -> Fabric:
     stated = keys.fabric
+    _check_meant(stated)
     wires = () if stated.wires is None else read_wires(path.parent / stated.wires)
     if wires:
         check_wires(wires, keys.gpus_per_node)
@@ -196,6 +220,20 @@ def _fabric(keys: _ClusterKeys, path: Path) -> Fabric:
             Degraded(link=slow.link, node=slow.node, index=slow.index, share=slow.share) for slow in stated.degraded
         ),
     )
+
+
+def _check_meant(stated: _FabricKeys) -> None:
+    """Refuse a key that nobody would read, and a tree of which nobody knows the leaves."""
+    for key in (key for key in _MEANT if key in stated.model_fields_set):
+        for other, values in _MEANT[key].items():
+            found = getattr(stated, other)
+            if found not in values:
+                raise MoesimError(
+                    f"fabric.{key} {getattr(stated, key)} with {other}: {found}: "
+                    f"it is for {other}: {', '.join(values)}; leave it out"
+                )
+    if stated.between == "tree" and "leaf_nodes" not in stated.model_fields_set:
+        raise MoesimError("fabric.leaf_nodes is missing: between: tree needs it, the nodes below one leaf switch")
 
 
 def _gpu(stated: str | dict[str, Any], path: Path) -> Gpu:

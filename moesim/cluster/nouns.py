@@ -7,6 +7,7 @@ from moesim.cluster.fabric import PLAIN, Fabric
 from moesim.errors import MoesimError, choice
 
 MOST_LATENCY_S = 0.01  # more is a slip of the unit
+MOST_GPUS = 1_000_000  # of a cluster
 LinkKind = Literal["nvlink", "pcie", "ici", "nic"]  # ici: between the chips of a TPU torus
 BasisName = Literal["measured", "published", "estimated"]
 
@@ -81,6 +82,10 @@ class Cluster:
             count = getattr(self, what)
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise MoesimError(f"cluster {self.name}: {what} {count}: give a whole number of at least 1")
+        if self.gpus > MOST_GPUS:
+            raise MoesimError(
+                f"cluster {self.name}: {self.nodes} nodes of {self.gpus_per_node} GPUs: give at most {MOST_GPUS:,} GPUs"
+            )
         if self.nodes > 1 and self.scale_out is None:
             raise MoesimError(f"cluster {self.name} has {self.nodes} nodes and no scale_out link: describe its NICs")
         if self.scale_up.kind == "nic" or (self.scale_out is not None and self.scale_out.kind != "nic"):
@@ -149,6 +154,8 @@ def _check_fabric(cluster: Cluster) -> None:
         )
     if fabric.inside == "graph" and any(slow.link == "up" for slow in fabric.degraded):
         raise MoesimError(f"{here}: degraded up with inside=graph: give the wire the bandwidth that it has")
+    if fabric.between == "rail_only" and any(slow.link == "uplink" for slow in fabric.degraded):
+        raise MoesimError(f"{here}: degraded uplink with between=rail_only: its leaves have no way up, leave it out")
     leaves = fabric.leaves(cluster.nodes, cluster.nics_per_node)
     there = {
         "up": (cluster.nodes, fabric.places if fabric.inside == "torus" else cluster.gpus_per_node),

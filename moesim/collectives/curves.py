@@ -9,7 +9,7 @@ which every rank sends on its link, and interpolated between the two nearest mea
 
 A table that ``moesim calibrate`` wrote for the cluster's GPU goes before all others. A GPU without one takes
 the table of the nearest measured one and scales what is not latency by the ratio of the links' achieved
-bandwidths: *estimated*, with a wider band.
+bandwidths: *estimated*, with a wider band, and never faster than the links' data sheet.
 """
 
 import csv
@@ -91,10 +91,13 @@ def in_node(cluster: Cluster, op: str, ranks: int, size_bytes: FloatArray | floa
     launch_s = float(_across_ranks(known.curves, op, ranks, np.zeros(())))
     seconds = _across_ranks(known.curves, op, ranks, size)
     seconds = launch_s + (seconds - launch_s) * known.slower
+    bound_s = floor_share(cluster, op, ranks) * size / cluster.scale_up.peak_bytes_per_s
+    if known.slower != 1.0:
+        seconds = np.maximum(seconds, bound_s)
     return cost(
         seconds,
         _band(known, ranks),
-        floor_share(cluster, op, ranks) * size / cluster.scale_up.peak_bytes_per_s,
+        bound_s,
         kind if np.mean(seconds) > 2 * launch_s else "launch",
         known.basis,
         known.source,

@@ -15,21 +15,26 @@ that an H100 send/recv across nodes takes with its launch (Vidur). The sum is a 
 *estimated*.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
-from moesim.cluster import Cluster, Group, Link
+from moesim.cluster import CLUSTERS, Cluster, Group, Link
 from moesim.cluster.nouns import check_group
-from moesim.collectives.inside import BAND, STEP_SHARE, inside, launch_s
+from moesim.collectives.inside import BAND, STEP_SHARE, inside, launch_s, slowest_hop
 from moesim.collectives.steps import fastest, once_around, ring
 from moesim.cost import BASIS, ESTIMATED, Cost, FloatArray, cost
 from moesim.errors import MoesimError
 from moesim.network import families, leaf_of, nic_of
 
-# send/recv of one pair (Vidur) over what all-to-all achieves: 357 over 320 GB/s, 280 over 203 GB/s
-_ONE_PAIR: Final = {"hopper": 357.0 / 320.0, "ampere": 280.0 / 203.0}
+# Send/recv of one pair (Vidur 7d47513) over what all-to-all achieves on the presets' NVLink; H200's is that of H100.
+_ONE_PAIR: Final = {
+    CLUSTERS["dgx-a100"].scale_up: 280.0 / 203.0,
+    CLUSTERS["dgx-h100"].scale_up: 357.0 / 320.0,
+    CLUSTERS["dgx-h200"].scale_up: 357.0 / 320.0,
+}
 
 
 def all_reduce(cluster: Cluster, group: Group, size_bytes: FloatArray | float) -> Cost:
@@ -47,16 +52,30 @@ def reduce_scatter(cluster: Cluster, group: Group, input_bytes: FloatArray | flo
     return _collective(cluster, group, "reduce_scatter", input_bytes)
 
 
-def point_to_point(cluster: Cluster, size_bytes: FloatArray | float, same_node: bool) -> Cost:
-    """One rank sends ``size_bytes`` to another: latency + bytes / bandwidth of the link between them."""
+def point_to_point(cluster: Cluster, size_bytes: FloatArray | float, same_node: bool, alone: bool = False) -> Cost:
+    """One rank sends ``size_bytes`` to the next one: latency + bytes / bandwidth of the slowest such way.
+
+    All ranks of the node send alike, as the stages of a pipeline do; or all others are idle (``alone``).
+    """
     size = np.asarray(size_bytes, dtype=np.float64)
     link = cluster.scale_up if same_node else nic(cluster)
-    faster = _ONE_PAIR.get(cluster.gpu.architecture, _ONE_PAIR["hopper"]) if link.kind == "nvlink" else 1.0
-    bandwidth = min(link.bandwidth_bytes_per_s * faster, link.peak_bytes_per_s)
-    moving_s = size / bandwidth
-    limited_by = link.kind if np.mean(moving_s) > link.latency_s else "launch"
-    bound_s = size / link.peak_bytes_per_s
-    return cost(link.latency_s + moving_s, 0.25, bound_s, limited_by, BASIS[link.basis], link.source)
+    slower, waits_for = slowest_hop(cluster, alone) if same_node else _next_node(cluster, alone)
+    faster = _ONE_PAIR.get(link, 1.0)
+    moving_s = size * slower / min(link.bandwidth_bytes_per_s * faster, link.peak_bytes_per_s)
+    if cluster.scale_up.kind == "pcie":  # what leaves a node passes it too
+        moving_s = np.maximum(moving_s, size / cluster.scale_up.bandwidth_bytes_per_s)
+    limited_by = waits_for if np.mean(moving_s) > link.latency_s else "launch"
+    bound_s = size * slower / link.peak_bytes_per_s
+    source = link.source if faster == 1.0 else f"{faster:.2f} x all-to-all, as one pair on A100 and H100; {link.source}"
+    band, basis = (0.25, BASIS[link.basis]) if slower == 1.0 else (BAND, ESTIMATED)
+    return cost(link.latency_s + moving_s, band, bound_s, limited_by, basis, source)
+
+
+def _next_node(cluster: Cluster, alone: bool) -> tuple[float, str]:
+    """By how much the slowest way from a node to the next one is slower than a NIC, and what waits."""
+    nodes = max(2, cluster.nodes)
+    group = Group(size=nodes * cluster.gpus_per_node, per_node=cluster.gpus_per_node)
+    return slowest_rail(replace(cluster, nodes=nodes), group, alone)
 
 
 def nic(cluster: Cluster) -> Link:
@@ -97,13 +116,16 @@ def _link(cluster: Cluster, node: Cost) -> str:
 
 
 @lru_cache(maxsize=256)
-def slowest_rail(cluster: Cluster, group: Group) -> tuple[float, str]:
-    """By how much the slowest link of the rings between nodes is slower than a whole NIC, and its kind."""
+def slowest_rail(cluster: Cluster, group: Group, alone: bool = False) -> tuple[float, str]:
+    """By how much the slowest link of the rings between nodes is slower than a whole NIC, and its kind.
+
+    One ring on each rail, or one in all (``alone``).
+    """
     worth = families(cluster, group)
-    on_nic = np.tile(np.bincount(nic_of(cluster, group.per_node)), group.nodes)
+    on_nic = 1.0 if alone else np.tile(np.bincount(nic_of(cluster, group.per_node)), group.nodes)
     by_kind = {"nic": float(np.max(on_nic / np.minimum(worth["nic_out"], worth["nic_in"])))}
     if cluster.fabric.between == "tree" and len(set(leaf_of(cluster, group).tolist())) > 1:
         ways = np.minimum(worth["leaf_up"], worth["leaf_down"])
-        by_kind["uplink"] = group.per_node / float(ways.min())
+        by_kind["uplink"] = (1.0 if alone else group.per_node) / float(ways.min())
     kind = max(by_kind, key=lambda name: by_kind[name])
     return by_kind[kind], kind

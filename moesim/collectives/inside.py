@@ -64,6 +64,28 @@ def launch_s(cluster: Cluster, group: Group, op: str) -> float:
     return (1.0 - STEP_SHARE) * (cluster.scale_out or cluster.scale_up).latency_s
 
 
+@lru_cache(maxsize=256)
+def slowest_hop(cluster: Cluster, alone: bool) -> tuple[float, str]:
+    """By how much a message from a rank of a node to the next one is slower than a GPU's whole link, and what waits.
+
+    The slowest of all such hops, each by itself (``alone``) or all at once.
+    """
+    ranks, kind = cluster.gpus_per_node, cluster.scale_up.kind
+    group = Group(size=ranks, per_node=ranks)
+    if ranks == 1:
+        return 1.0, kind
+    if cluster.fabric.inside == "torus":
+        return 1.0 / float(families(cluster, group)["torus"].min()), kind
+    hops = np.roll(np.eye(ranks), 1, axis=1)
+    found = waits(cluster, group, Dense(copies=np.eye(ranks)[:, :, None] * hops if alone else hops), "direct")
+    slower = {
+        name: float(each.max()) / bytes_per_s(cluster, name)[0] * cluster.scale_up.bandwidth_bytes_per_s
+        for name, each in found.items()
+    }
+    most = max(slower, key=lambda name: slower[name])
+    return slower[most], kind if most == "up" else most
+
+
 def _slowed(cluster: Cluster, group: Group, op: str, found: Cost) -> Cost:
     """A ring, a tree and a switch all wait for the slowest port."""
     worst = _slowest_port(cluster, group)

@@ -24,16 +24,17 @@ from moesim.placement import PLACEMENTS
 # bytes of one value of a row; fp8_block: one fp32 scale for 128 values (DeepSeek-V3, arXiv:2412.19437, 3.3.2)
 ROW_BYTES: Final = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0 + 4.0 / 128}
 FEEL: Final = 1.001  # contention below it is none
+CPU_WAITS: Final = {"deepep": "the CPU waits for the counts of each exchange: no CUDA graph, so not for decode"}
 
 
 def _above_zero(value: Any) -> float:
     number = float(value)
-    if not 0.0 < number < float("inf"):
+    if not 0.0 < number <= 1000.0:
         raise ValueError(value)
     return number
 
 
-FACTOR: Final = Kind("C", "a number above 0", _above_zero)
+FACTOR: Final = Kind("C", "a number above 0, at most 1,000", _above_zero)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,14 +45,14 @@ class AllToAll:
     nodes: int | None = nodes_option()
     ranks: int | None = ranks_option()
     ranks_per_node: int | None = ranks_per_node_option()
-    tokens_per_rank: int | None = option(COUNT, "Tokens that each rank brings; or --tokens-global.", None)
+    tokens_per_rank: int | None = option(count(10**9), "Tokens that each rank brings; or --tokens-global.", None)
     tokens_global: int | None = option(COUNT, "Tokens of all ranks together.", None)
     hidden: int = option(COUNT, "Hidden size: values of a row.")
     top_k: int = option(COUNT, "Experts that a token picks.")
     experts: int = option(count(1 << 20), "Experts of the layer, on all ranks together.")
-    expert_groups: int = option(COUNT, "Groups of experts; a token picks from its best --top-groups only.", 1)
+    expert_groups: int = option(count(1024), "Groups of experts; a token picks from its best --top-groups only.", 1)
     top_groups: int | None = option(COUNT, "Groups that a token may use.  [default: all]", None)
-    redundant_experts: int = option(SEED, "Further replicas of popular experts, as in EPLB.", 0)
+    redundant_experts: int = option(count(1 << 20, least=0), "Further replicas of popular experts, as in EPLB.", 0)
     capacity_factor: float | None = option(
         FACTOR, "Slots of an expert over an even share of tokens: the rest is dropped, empty slots are sent as padding "
         "by algorithms that do.  [default: dropless]", None,
@@ -110,8 +111,11 @@ def price_all_to_all(asked: AllToAll) -> Answer:
     if asked.algorithm == "best":
         found_s = {name: float(cost.seconds) for name, cost in found.costs.items()}
         more["compared"] = {name: each for name, each in found_s.items() if name not in FUSED}
+        more["as_fast"] = _as_fast(found)
         more["fused"] = {name: each for name, each in found_s.items() if name in FUSED}
         more["cannot_run"] = found.cannot_run
+    if chosen in CPU_WAITS:
+        more["note"] = CPU_WAITS[chosen]
     loads = busiest_bytes(found.cluster, found.group, traffic, chosen, asked.direction)
     more["busiest"] = {kind: float(size.mean()) for kind, size in loads.items() if size.mean() >= 1}
     contention = float(slower(found.cluster, found.group, traffic, chosen, asked.direction).mean())
@@ -126,6 +130,13 @@ def price_all_to_all(asked: AllToAll) -> Answer:
         "top_groups": asked.top_groups or asked.expert_groups, "draws": traffic.pairs.shape[0],
     }  # fmt: skip
     return Answer(found.costs[chosen], stated(asked) | placed(found.cluster, found.group) | understood, more)
+
+
+def _as_fast(found: Priced) -> list[str]:
+    """The others that the chosen one's own uncertainty does not tell from it."""
+    high = float(found.costs[found.chosen].high)
+    others = (name for name in found.costs if name != found.chosen and name not in FUSED)
+    return [name for name in others if float(found.costs[name].seconds) <= high]
 
 
 def priced(asked: AllToAll) -> Priced:

@@ -63,5 +63,5 @@ def price_collective(name: str) -> Callable[[Collective], Answer]:
 def price_send(asked: Send) -> Answer:
     """The message's seconds."""
     cluster = load_cluster(asked.cluster)
-    cost = point_to_point(cluster, asked.bytes, asked.same_node)
+    cost = point_to_point(cluster, asked.bytes, asked.same_node, alone=True)
     return Answer(mean(cost), stated(asked) | {"cluster": cluster.name}, {})

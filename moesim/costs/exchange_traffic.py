@@ -87,14 +87,19 @@ def _drawn(layer: Layer, shares: FloatArray, rng: np.random.Generator) -> Exchan
     drawn = (draw_tokens(share[None], layer.top_k, layer.tokens, layer.ranks, rng) for share in shares)
     kept = [dispatch(each, layer.top_k, layer.capacity_factor) for each in drawn]
     rows = [_in_slots(each.tokens.sum(axis=1)[0], slots) for each, slots in zip(kept, origin, strict=True)]
-    in_order = np.take_along_axis(np.stack(rows), np.argsort(owner, axis=-1, kind="stable"), axis=-1)
+    wanted = [
+        _in_slots((each.tokens + each.dropped).sum(axis=1)[0], slots) for each, slots in zip(kept, origin, strict=True)
+    ]
+    order = np.argsort(owner, axis=-1, kind="stable")
+    in_order, asked = (np.take_along_axis(np.stack(each), order, axis=-1) for each in (rows, wanted))
+    taken = None if layer.capacity_factor is None else in_order / np.maximum(asked, 1e-300)
 
     def traffic(counts: Sequence[IntArray]) -> Traffic:
         slots = (_in_slots(each[0], of) for each, of in zip(counts, origin, strict=True))  # [source, slot]
         copies = [copies_by_rank(each, owned, layer.ranks) for each, owned in zip(slots, owner, strict=True)]
         return Traffic(
             pairs=Dense(copies=np.stack(copies)), tokens=layer.tokens, token_bytes=1.0,
-            share=in_order / in_order.sum(axis=-1, keepdims=True), top_k=layer.top_k, groups=layer.groups,
+            share=asked / asked.sum(axis=-1, keepdims=True), top_k=layer.top_k, groups=_together(layer), kept=taken,
         )  # fmt: skip
 
     real = traffic([each.tokens for each in kept])
@@ -118,9 +123,14 @@ def _expected(layer: Layer, shares: FloatArray) -> Exchange:
     sent = np.full((len(shares), layer.ranks), float(layer.tokens * layer.top_k))
     traffic = Traffic(
         pairs=Product(sent=sent, share=by_rank), tokens=layer.tokens, token_bytes=1.0, share=in_order,
-        top_k=layer.top_k, groups=layer.groups,
+        top_k=layer.top_k, groups=_together(layer),
     )  # fmt: skip
     return Exchange(traffic, traffic, False, 0.0, 0.0)
+
+
+def _together(layer: Layer) -> tuple[int, int]:
+    """Groups of experts limit where tokens go as long as each lies in one piece: other placements scatter them."""
+    return layer.groups if layer.placement == "contiguous" and not layer.redundant else (1, 1)
 
 
 def _slots(layer: Layer, shares: FloatArray) -> tuple[IntArray, IntArray]:

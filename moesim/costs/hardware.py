@@ -59,8 +59,13 @@ def find_group(noun: Any) -> tuple[Cluster, Group]:
 
 
 def placed(cluster: Cluster, group: Group) -> dict[str, Any]:
-    """Cluster and group as they were understood."""
-    return {
+    """Cluster and group as they were understood; what is left of the slowest link of each kind that has slow ones."""
+    left: dict[str, float] = {}
+    for slow in cluster.fabric.degraded:
+        kind = cluster.scale_up.kind if slow.link == "up" else slow.link
+        left[kind] = min(slow.share, left.get(kind, 1.0))
+    understood = {
         "cluster": cluster.name, "nodes": cluster.nodes,
         "ranks": group.size, "ranks_per_node": group.per_node,
     }  # fmt: skip
+    return understood | ({"share_left": left} if left else {})

@@ -38,9 +38,9 @@ def _whole(least: int, most: int) -> Callable[[Any], int]:
     return take
 
 
-def count(most: int) -> Kind:
-    """A whole number from 1 to ``most``."""
-    return Kind("N", f"a whole number from 1 to {most:,}", _whole(1, most))
+def count(most: int, least: int = 1) -> Kind:
+    """A whole number from ``least`` to ``most``."""
+    return Kind("N", f"a whole number from {least} to {most:,}", _whole(least, most))
 
 
 def _text(value: Any) -> str:
