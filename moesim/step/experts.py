@@ -213,7 +213,7 @@ def _traffic(scenario: Scenario, spread: Spread) -> Traffic:
     rows = found.by_expert.reshape(len(copies), -1)  # experts in the order of their ranks
     return Traffic(
         pairs=Dense(copies=full), tokens=spread.tokens, token_bytes=1.0, share=rows / rows.sum(axis=-1, keepdims=True),
-        top_k=ffn.top_k, groups=(ffn.groups, ffn.top_groups),
+        top_k=ffn.top_k, groups=(ffn.groups, ffn.top_groups) if spread.placement == "contiguous" else (1, 1),
     )  # fmt: skip
 
 
