@@ -361,7 +361,8 @@ def test_deepseek_v3_on_h800_pairs_as_its_trace_shows():
             backward_pass(given_, given_.model.layers[-1], key, "selective"),
         )
     )
-    assert pair_seconds(given_, given_.model.layers[-1], key, "selective").mean() < 0.95 * apart  # its compute has 112 of 132 SMs
+    together = pair_seconds(given_, given_.model.layers[-1], key, "selective").mean()
+    assert together < 0.95 * apart  # though its compute has 112 of 132 SMs
     assert slowed(pair_pass(given_, given_.model.layers[-1], key, "selective"))["experts"].mean() > 0
 
 
