@@ -17,6 +17,7 @@ from moesim.cluster import Gpu
 from moesim.errors import MoesimError
 from moesim.memory import Memory, memory
 from moesim.model import Model, forward_flops, training_flops
+from moesim.profile import sustained_share
 from moesim.program import Passes
 from moesim.step import experts
 from moesim.step.breakdown import Breakdown, breakdown
@@ -165,13 +166,22 @@ def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
     if strategy.overlap not in ("none", "tiles") and not scenario.profile.tables["interference"]:
         told.append("what overlaps slows each other down as in one published trace (H800), not as measured here")
     if scenario.workload.trains:
-        told.append("kernel times were measured at locked clocks: a run at its power limit is slower")
+        told.append(_clocks(scenario.cluster.gpu))
         told.append("backward passes are priced at the forward kernels' efficiency")
     if scenario.workload.trains and strategy.zero > 1:
         told.append("ZeRO 2 and 3 traffic hides behind the neighbouring layer, which is taken to be of the same kind")
     if model.moe is not None and not scenario.average:
         told.append(f"MoE layers are played as {LAYER_CLASSES} classes in {BATCH_CLASSES} micro-batches each")
     return told
+
+
+def _clocks(gpu: Gpu) -> str:
+    """What is known of the GPU's clocks under load."""
+    share = sustained_share(gpu.name)
+    if share == 1.0:
+        return "kernel times were measured at locked clocks: a run at its power limit is slower"
+    kept = f"{gpu.name} is taken to keep {share:.0%} of them under load (estimated, from dense runs)"
+    return f"kernel times were measured at locked clocks: {kept}"
 
 
 def _has_mla(model: Model) -> bool:
