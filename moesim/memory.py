@@ -43,6 +43,7 @@ WEIGHT_BYTES: Final = {
     "ternary": 1.6 / 8,  # five ternary weights in a byte
 }
 ACTIVATION_BYTES: Final = 2.0
+FP8_INPUT: Final = 0.5  # of them, in block-scaled fp8 training (DeepSeek-V3)
 KV_BYTES: Final = 2.0
 TRAINING_WEIGHT_BYTES: Final = 2.0
 GRADIENT_BYTES: Final = 4.0
@@ -65,6 +66,15 @@ class Memory(NamedTuple):
     @property
     def total(self) -> float:
         return sum(self)
+
+
+class Keeping(NamedTuple):
+    """What decides how much of a layer is kept for its backward pass."""
+
+    etp: int
+    recompute: str
+    imbalance: float
+    input_share: float  # of ACTIVATION_BYTES, that an input of a GEMM takes
 
 
 class Held(NamedTuple):
@@ -100,11 +110,10 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     """The fields of Memory for every stage."""
     held = _held(model, strategy)
     tokens = tokens_on_gpu(workload, strategy)
-    micro_batches = strategy.micro_batches(workload.sequences)
-    values, last = _activation_values(
-        model, strategy.pp, strategy.schedule, strategy.virtual, strategy.etp, strategy.recompute, imbalance,
-        micro_batches,
-    )  # fmt: skip
+    share = FP8_INPUT if workload.dtype == "fp8_block" else 1.0
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share)
+    pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
+    values, last = _activation_values(model, strategy.schedule, pipe, keeping)
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
     return (
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
@@ -119,7 +128,8 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     ends = ends_by_stage(model, strategy.pp) / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    widest = max(_kept_values(model, kind.layer, strategy.etp, "none", imbalance) for kind in model.layer_kinds())
+    keeping = Keeping(strategy.etp, "none", imbalance, 1.0)
+    widest = max(_kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
@@ -193,15 +203,13 @@ def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _activation_values(
-    model: Model, pp: int, schedule: str, virtual: int, etp: int, recompute: str, imbalance: float, micro_batches: int
-) -> tuple[FloatArray, FloatArray]:
+def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping) -> tuple[FloatArray, FloatArray]:
     """By stage, values per token at the worst moment, and 1 where the head is."""
-    holds = parts_on_stages(schedule, pp, virtual)
-    kept, whole, widest = _part_values(model, pp * virtual, etp, recompute, imbalance)
+    holds = parts_on_stages(schedule, pipe.stages, pipe.virtual)
+    kept, whole, widest = _part_values(model, pipe.stages * pipe.virtual, keeping)
     here = np.array([np.flatnonzero(row) for row in holds])  # [stage, part of the stage]
     each = np.stack([kept[here], whole[here]], axis=-1)  # WAITS, OWES
-    counts = in_flight(schedule, Pipe(pp, micro_batches, virtual))  # [stage, moment, part of the stage, what]
+    counts = in_flight(schedule, pipe)  # [stage, moment, part of the stage, what]
     worst = (counts * each[:, None]).sum(axis=(-2, -1)).max(axis=-1)
     rule = SCHEDULES[schedule]
     frees = rule.pairs or not rule.splits  # a whole backward pass: each layer is there for its own turn alone
@@ -209,48 +217,52 @@ def _activation_values(
 
 
 @lru_cache(maxsize=4096)
-def _part_values(
-    model: Model, parts: int, etp: int, recompute: str, imbalance: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _part_values(model: Model, parts: int, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
     """By part, values per token: kept for the backward pass; there until the gradients of the weights are done;
     alive while one layer is recomputed."""
     layers = [[model.layers[index] for index in indices] for indices in part_layers(model, parts)]
 
-    def values(one: Layer, how: str) -> float:
-        return _kept_values(model, one, etp, how, imbalance)
-
-    kept = [sum(values(one, recompute) for one in part) for part in layers]
-    whole = [sum(values(one, "none") for one in part) for part in layers]
-    widest = [max((values(one, "none") for one in set(part)), default=0.0) for part in layers]
-    return np.array(kept), np.array(whole), np.array(widest) * (recompute == "full")
+    everything = keeping._replace(recompute="none")
+    kept = [sum(_kept_values(model, one, keeping) for one in part) for part in layers]
+    whole = [sum(_kept_values(model, one, everything) for one in part) for part in layers]
+    widest = [max((_kept_values(model, one, everything) for one in set(part)), default=0.0) for part in layers]
+    return np.array(kept), np.array(whole), np.array(widest) * (keeping.recompute == "full")
 
 
 @lru_cache(maxsize=4096)
-def _kept_values(model: Model, layer: Layer, etp: int, recompute: str, imbalance: float) -> float:
+def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     """Values per token that one layer keeps for its backward pass (2 bytes each).
 
     full recompute    the layer's input
     attention         input, norm, queries, keys, values, output of the core
     feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
                       which each of the etp ranks holds for all of them
-    selective drops   norms, activations and expert outputs: cheap to recompute
+    selective drops   norms, activations and expert outputs: cheap to recompute; of mla also what is projected up from
+                      the latent vectors (DeepSeek-V3, arXiv:2412.19437 section 3.2.3)
+    fp8_block         what only the GEMM of a weight's gradient reads again is kept as it was read, ``input_share`` of
+                      2 bytes: norms, core output, activation, expert input; with selective, gate and up of experts too
+                      (there, section 3.3.3)
     """
     hidden, a, ffn = model.hidden, layer.attention, layer.ffn
-    if recompute == "full":
+    if keeping.recompute == "full":
         return float(hidden)
-    every = recompute == "none"
-    core = (a.heads + a.kv_heads) * (a.head_dim + a.v_head_dim)
-    attention = hidden + core + every * hidden
+    every, input_share = keeping.recompute == "none", keeping.input_share
+    norm, output = every * input_share * hidden, input_share * a.heads * a.v_head_dim
+    core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
+    if a.kind == "mla" and not every:
+        core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
+    attention = hidden + norm + core + output
     if not isinstance(ffn, Experts):
-        return attention + hidden + every * hidden + _ffn_values(ffn.width, ffn.gated, every)
+        return attention + hidden + norm + _ffn_values(ffn.width, ffn.gated, every * input_share)
     row = row_width(model, layer)
-    copy = etp * (row + every * row) + _ffn_values(ffn.width, ffn.gated, every)
-    shared = _ffn_values(ffn.shared_width, ffn.gated, every)
-    return attention + hidden + every * hidden + shared + ffn.top_k * copy * imbalance
+    copy = keeping.etp * (input_share * row + every * row)
+    copy += _ffn_values(ffn.width, ffn.gated, every * input_share) * (1.0 if every else input_share)
+    shared = _ffn_values(ffn.shared_width, ffn.gated, every * input_share)
+    return attention + hidden + norm + shared + ffn.top_k * copy * keeping.imbalance
 
 
-def _ffn_values(width: int, gated: bool, every: bool) -> int:
-    return width * (1 + gated + every)
+def _ffn_values(width: int, gated: bool, activation: float) -> float:
+    return width * (1 + gated + activation)
 
 
 def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArray:

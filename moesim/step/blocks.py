@@ -29,6 +29,7 @@ CORE_BACKWARD: Final = 3.44
 GRADIENT_TRAFFIC_BYTES: Final = 8.0 - 2.0  # reads and writes an fp32 gradient where the forward GEMM wrote bf16
 BACKWARD_ERROR: Final = 0.30  # estimated: forward efficiency carried over to other GEMM shapes
 KV_DTYPE: Final = "bf16"
+UPWARD: Final = ("q_b", "kv_b")  # from the latent vectors of mla
 TRAFFIC: Final = {"forward": 1, "data": 2, "weights": 0}  # of a memory-bound kernel: reads two tensors backward
 Part = Literal["forward", "data", "weights"]
 
@@ -172,13 +173,17 @@ def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool,
     return found._replace(family="dense")
 
 
-def recompute_selective(scenario: Scenario, layer: Layer, tokens: float, copies: float) -> Price:
-    """Norms and activations again: they are memory-bound."""
+def recompute_selective(scenario: Scenario, layer: Layer, tp: int, tokens: float, copies: float) -> Price:
+    """Norms and activations again, which are memory-bound, and what mla projects up from its latent vectors.
+
+    ``tokens`` of this rank, ``copies`` of its experts.
+    """
     ffn, hidden = layer.ffn, scenario.model.hidden
     shared = getattr(ffn, "shared_width", 0)
     routed = copies * ffn.width if layer.is_moe else tokens * ffn.width
     values = tokens * (4.0 * hidden + 3.0 * shared) + 3.0 * routed
-    return _elementwise(scenario, 1.0, values)
+    upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
+    return both(_elementwise(scenario, 1.0, values), _gemms(scenario, upward, tokens * tp, tp, "forward"))
 
 
 COLLECTIVES: Final = {"all_gather": all_gather, "all_reduce": all_reduce, "reduce_scatter": reduce_scatter}

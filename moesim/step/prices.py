@@ -200,4 +200,4 @@ def _selective(scenario: Scenario, layer: Layer, key: Key) -> Price:
     if layer.is_moe:
         rows = experts.load(scenario, spread(scenario, key)).by_expert.sum(axis=-1)
         copies = float(rows.max(axis=-1).mean()) / key.etp  # each expert-TP rank has a part of the width
-    return blocks.recompute_selective(scenario, layer, own, copies)
+    return blocks.recompute_selective(scenario, layer, key.tp if key.splits else 1, own, copies)

@@ -137,7 +137,7 @@ def predicted(run: Run) -> Result | None:
     else:
         best = best_of_family(scenario, run)
         strategies = () if best is None else (best,)
-    results = [measure(scenario, one, events=False, fold=True) for one in strategies]
+    results = [measure(scenario, one, events=False, fold=one.virtual == 1) for one in strategies]
     return min(results, key=lambda one: one.step_s, default=None)
 
 

@@ -5,7 +5,8 @@ one rule for all rows, never by row:
 
     micro-batch   as given, else 1                  CP, VP        as given, else 1
     expert TP     as given; TP where the framework is named "TP+EP" (experts share it); else 1
-    ZeRO          3 for FSDP rows, else 1           recompute     the first of none, selective, full that fits
+    ZeRO          3 for FSDP rows, else 1           recompute     the first of none, selective, full that fits;
+                                                                  else what needs least memory
     schedule      interleaved with virtual stages, DualPipe where the system is named after it, else 1F1B
     all-to-all    LIBRARIES: what the software of that time offers, the fastest of it; not overlapped
     routing       uniform popularity, drawn by chance; capacity factor 1 where the source drops tokens
@@ -146,8 +147,9 @@ def _strategies(row: Row, run: Run, choices: dict[str, Any]) -> tuple[Strategy, 
 
 
 def least_recompute(run: Run, kept: Sequence[Strategy]) -> Strategy:
-    """The first that fits in memory; the last where none does."""
-    return next((one for one in kept if fits_in_memory(run, one)), kept[-1])
+    """The first that fits in memory; where none does, the one that needs least of it."""
+    least = min(kept, key=lambda one: memory(run.model, run.workload, one).total)
+    return next((one for one in kept if fits_in_memory(run, one)), least)
 
 
 def fits_in_memory(run: Run, strategy: Strategy) -> bool:
