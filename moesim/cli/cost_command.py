@@ -158,8 +158,8 @@ def _lines(name: str, answer: "Answer") -> list[str]:
     if "busiest" in more:
         more["busiest"] = _busiest(more["busiest"], answer.inputs.get("share_left", {}))
     cannot_run = more.pop("cannot_run", {})
-    more = {what: value for what, value in more.items() if value != {}}
-    lines += [f"  {what:<11} {_said(value)}" for what, value in more.items() if value not in ([], {})]
+    more = {what: value for what, value in more.items() if value not in ([], {})}
+    lines += [f"  {what:<11} {_said(value)}" for what, value in more.items()]
     if cannot_run:
         lines.append(f"  cannot run  {len(cannot_run)} other algorithms; --json says why")
     return [*lines, f"  inputs      {_said(answer.inputs)}"]
