@@ -18,7 +18,7 @@ they are in.
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from moesim.cluster import Cluster
 from moesim.metrics import Result, measure
@@ -39,7 +39,7 @@ from moesim.validate.figures import (
 )
 from moesim.validate.training_beside import beside
 from moesim.validate.training_families import best_of_family
-from moesim.validate.training_rows import Run, case, read_run
+from moesim.validate.training_rows import Judged, Run, case, read_run
 from moesim.validate.training_trace import judge_trace
 from moesim.workload import Workload
 
@@ -54,14 +54,6 @@ NEEDED: Final = (
 BEST_OF: Final = "best of its family"
 FIGURES: Final = {"HAI-LLM (DualPipe)": "DeepSeek's own run"}  # systems whose run is a figure of its own
 NONE_FITS: Final = "no configuration of the family fits in memory"
-
-
-class Judged(NamedTuple):
-    """A row with its line and, where it can be predicted, its run."""
-
-    row: Row
-    line: dict[str, Any]
-    run: Run | None
 
 
 def judge(data: Path | None) -> "pd.DataFrame":

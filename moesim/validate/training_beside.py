@@ -8,14 +8,11 @@ memory                         a configuration that ran fits; a published out-of
 
 from collections.abc import Iterator, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from moesim.validate.figures import REPEATS_DIFFER, Row, gpu_name, line, number
 from moesim.validate.summary import VERDICT
-from moesim.validate.training_rows import DTYPES, MICROSCALED, case
-
-if TYPE_CHECKING:
-    from moesim.validate.training import Judged
+from moesim.validate.training_rows import DTYPES, MICROSCALED, Judged, case
 
 FLOOR: Final = "repeats of one configuration (floor)"
 BASELINE: Final = "one rate per GPU and precision (baseline)"
@@ -26,7 +23,7 @@ FORMATS: Final = DTYPES | dict.fromkeys(MICROSCALED, "microscaled fp8")
 
 
 def beside(
-    everything: Sequence["Judged"], configurations: Sequence[tuple[Sequence["Judged"], bool]]
+    everything: Sequence[Judged], configurations: Sequence[tuple[Sequence[Judged], bool]]
 ) -> Iterator[dict[str, Any]]:
     """The lines of this module; ``configurations`` are the repeats of each, and whether it fits in memory."""
     for members, fits in configurations:
@@ -40,7 +37,7 @@ def beside(
             yield _beside(one, ON_HEADLINE, rate, others)
 
 
-def _verdict(one: "Judged", fits: bool) -> dict[str, Any]:
+def _verdict(one: Judged, fits: bool) -> dict[str, Any]:
     ran = one.line["skipped"] != "the run was out of memory"
     made = line(str(one.row["gpu"]), case(one.row), one.row, VERDICT)
     verdict = 1.0 if fits else 0.0
@@ -50,7 +47,7 @@ def _verdict(one: "Judged", fits: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _repeats(members: Sequence["Judged"]) -> Iterator[dict[str, Any]]:
+def _repeats(members: Sequence[Judged]) -> Iterator[dict[str, Any]]:
     """The older of the runs that are counted, each predicted by the newest."""
     measured = [float(one.line["measured"]) for one in members]
     if len(members) < 2 or max(measured) / min(measured) > REPEATS_DIFFER:
@@ -61,7 +58,7 @@ def _repeats(members: Sequence["Judged"]) -> Iterator[dict[str, Any]]:
             yield _beside(one, FLOOR, measured[place], measured[newest])
 
 
-def _beside(one: "Judged", group: str, measured: float, predicted: float) -> dict[str, Any]:
+def _beside(one: Judged, group: str, measured: float, predicted: float) -> dict[str, Any]:
     unit = "tokens/s/GPU" if group == FLOOR else "TFLOP/s/GPU"
     made = line(str(one.row["gpu"]), case(one.row), one.row, unit)
     return made | {
@@ -70,7 +67,7 @@ def _beside(one: "Judged", group: str, measured: float, predicted: float) -> dic
     }  # fmt: skip
 
 
-def _rates(among: Sequence["Judged"]) -> Iterator[tuple["Judged", float, float]]:
+def _rates(among: Sequence[Judged]) -> Iterator[tuple[Judged, float, float]]:
     """Rows with their TFLOP/s and the median of the other models' on the same GPU and precision."""
     known = [(one, *_kind(one.row), number(one.row, "tflops_gpu")) for one in among if _has_rate(one.row)]
     for one, kind, model, rate in known:

@@ -65,6 +65,14 @@ class Run(NamedTuple):
         return f"{self.model.name} {self.cluster.gpus} {self.cluster.gpu.name} {w.sequences} x {w.queries}"
 
 
+class Judged(NamedTuple):
+    """A row with its line and, where it can be predicted, its run."""
+
+    row: Row
+    line: dict[str, Any]
+    run: Run | None
+
+
 def read_run(row: Row) -> Run:
     """The run of a row; SkipError where the row leaves open what no rule decides."""
     if row.get("quality") not in (None, "table"):
