@@ -187,14 +187,18 @@ def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held
 
 
 @lru_cache(maxsize=4096)
-def _gathered(model: Model, tp: int, ep: int, etp: int) -> float:
-    largest = max(sum(layer_on_gpu(model, k.layer, tp, ep, etp)) for k in model.layer_kinds())
-    return 2.0 * float(largest) * TRAINING_WEIGHT_BYTES
+def _largest_layer(model: Model, tp: int, ep: int, etp: int) -> float:
+    """Parameters of it on one GPU, unsharded."""
+    return float(max(sum(layer_on_gpu(model, k.layer, tp, ep, etp)) for k in model.layer_kinds()))
 
 
 def _gathered_layer(model: Model, strategy: Strategy) -> float:
-    """ZeRO 3 holds one layer's weights whole, and the next one's on their way."""
-    return _gathered(model, strategy.tp, strategy.ep, strategy.etp) if strategy.zero == 3 else 0.0
+    """ZeRO 3 holds one layer's weights whole, the next one's on their way, and a layer's gradients until they are
+    reduced."""
+    if strategy.zero < 3:
+        return 0.0
+    largest = _largest_layer(model, strategy.tp, strategy.ep, strategy.etp)
+    return largest * (2.0 * TRAINING_WEIGHT_BYTES + GRADIENT_BYTES)
 
 
 def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
