@@ -154,12 +154,10 @@ def _kept(held: Held, strategy: Strategy, bytes_each: float, from_zero_stage: in
 def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, schedule: str = "1f1b", virtual: int = 1) -> Held:
     """Parameters on one GPU of each stage: its layers, the embedding with the first, the head with the last."""
     holds = parts_on_stages(schedule, pp, virtual)
-    dense, expert = _ends(model, pp * virtual, pp) / tp, np.zeros(pp * virtual)
-    for part, indices in enumerate(part_layers(model, pp * virtual)):
-        for index in indices:
-            here = layer_on_gpu(model, model.layers[index], tp, ep, etp)
-            dense[part] += here.dense
-            expert[part] += here.expert
+    kinds, counts = _kinds_by_part(model, pp * virtual)
+    each = np.array([layer_on_gpu(model, layer, tp, ep, etp) for layer in kinds])  # [kind, dense and expert]
+    dense, expert = each.T @ counts
+    dense = dense + _ends(model, pp * virtual, pp) / tp
     dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
     return Held(holds @ dense, holds @ expert)
 
@@ -224,13 +222,22 @@ def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping
 def _part_values(model: Model, parts: int, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
     """By part, values per token: kept for the backward pass; there until the gradients of the weights are done;
     alive while one layer is recomputed."""
-    layers = [[model.layers[index] for index in indices] for indices in part_layers(model, parts)]
+    kinds, counts = _kinds_by_part(model, parts)
+    kept = np.array([_kept_values(model, layer, keeping) for layer in kinds])
+    whole = np.array([_kept_values(model, layer, keeping._replace(recompute="none")) for layer in kinds])
+    widest = np.where(counts > 0, whole[:, None], 0.0).max(axis=0)
+    return kept @ counts, whole @ counts, widest * (keeping.recompute == "full")
 
-    everything = keeping._replace(recompute="none")
-    kept = [sum(_kept_values(model, one, keeping) for one in part) for part in layers]
-    whole = [sum(_kept_values(model, one, everything) for one in part) for part in layers]
-    widest = [max((_kept_values(model, one, everything) for one in set(part)), default=0.0) for part in layers]
-    return np.array(kept), np.array(whole), np.array(widest) * (keeping.recompute == "full")
+
+@lru_cache(maxsize=1024)
+def _kinds_by_part(model: Model, parts: int) -> tuple[list[Layer], FloatArray]:
+    """The kinds of layers, and how many of each a part holds: [kind, part]."""
+    kinds = [kind.layer for kind in model.layer_kinds()]
+    counts = np.zeros((len(kinds), parts))
+    for part, indices in enumerate(part_layers(model, parts)):
+        for index in indices:
+            counts[kinds.index(model.layers[index]), part] += 1
+    return kinds, counts
 
 
 @lru_cache(maxsize=4096)
