@@ -7,10 +7,10 @@ without any MoE: measured step = compute / share + what communication is exposed
     compute / (measured - comm)   if none does: the most
 
 Rows are the dense pre-training runs (is_moe False, kind pretrain) of a folder of training tables
-(docs/validation.md); the bubble of virtual stages is divided by their number. Only runs whose communication is
+(docs/validation.md). Only runs whose communication is
 below a tenth of the step, and that need no recomputation (which no table states), pin the share: their median is
 the GPU's. GPUs without kernels of their own also carry the error of the tables they borrow. Found on the tables of
-Megatron-Bridge, where little but Llama 3 8B is that plain: H100 0.94, B200 0.83, GB200 0.77, GB300 0.94. GB200 runs as
+Megatron-Bridge, where little but Llama 3 8B is that plain: H100 0.97, B200 0.84, GB200 0.79, GB300 0.96. GB200 runs as
 fast as B200, though its data sheet promises 11 % more; GB300, at the same sheet with a sixth more power, does.
 
     python studies/sustained_clocks.py FOLDER --out studies/results
@@ -18,6 +18,7 @@ fast as B200, though its data sheet promises 11 % more; GB300, at the same sheet
 
 import argparse
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,8 @@ import pandas as pd
 from moesim.errors import MoesimError
 from moesim.metrics import Result, measure
 from moesim.plots import figure, save, save_table
-from moesim.validate.figures import Row, SkipError, gpu_name, number, read_tables
+from moesim.step import blocks
+from moesim.validate.figures import Row, SkipError, gpu_name, read_tables
 from moesim.validate.training import NEEDED, PATTERN, scenario_of
 from moesim.validate.training_rows import case, read_run
 
@@ -34,7 +36,15 @@ COMMUNICATION = ("tp", "cp", "dp", "pp", "etp", "all-to-all")
 
 
 def run(folder: Path) -> pd.DataFrame:
-    """A line per dense run: least and most of the share, and the share of its GPU."""
+    """A line per dense run: least and most of the share, and the share of its GPU.
+
+    Kernels are priced at their tables' speed, without the shares that ship: those are what is looked for.
+    """
+    with patch.object(blocks, "sustained_share", lambda gpu: 1.0):
+        return _run(folder)
+
+
+def _run(folder: Path) -> pd.DataFrame:
     rows = [row for row in read_tables(folder, PATTERN, NEEDED) if row.get("is_moe") is False]
     found = [line for row in rows if row.get("kind") in (None, "pretrain") and (line := _line(row)) is not None]
     if not found:
@@ -57,7 +67,7 @@ def _line(row: Row) -> dict[str, object] | None:
     result = measure(scenario_of(one), one.strategies[0], events=False, fold=True)
     assert one.tokens_per_s_per_gpu is not None
     measured_s = one.workload.tokens / one.tokens_per_s_per_gpu / one.cluster.gpus
-    compute_s, comm_s = _parts(result, number(row, "vp", 1) if "virtual" not in result.strategy.to_dict() else 1.0)
+    compute_s, comm_s = _parts(result)
     return {
         "gpu": gpu_name(str(row["gpu"])), "model": one.model.name, "case": case(row), "measured_s": measured_s,
         "compute_s": compute_s, "communication": comm_s / measured_s,
@@ -67,12 +77,10 @@ def _line(row: Row) -> dict[str, object] | None:
     }  # fmt: skip
 
 
-def _parts(result: Result, virtual: float) -> tuple[float, float]:
+def _parts(result: Result) -> tuple[float, float]:
     """Seconds of compute with its bubble, and of exposed communication."""
-    seconds = result.breakdown.seconds
-    comm_s = sum(seconds.get(name, 0.0) for name in COMMUNICATION)
-    bubble_s = seconds.get("bubble", 0.0)
-    return result.step_s - comm_s - bubble_s * (1 - 1 / virtual), comm_s
+    comm_s = sum(result.breakdown.seconds.get(name, 0.0) for name in COMMUNICATION)
+    return result.step_s - comm_s, comm_s
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:

@@ -26,8 +26,7 @@ from moesim.errors import MoesimError
 from moesim.memory import memory
 from moesim.metrics import does_not_fit
 from moesim.model import Model, training_flops
-from moesim.schedule import SCHEDULES
-from moesim.strategy import FIELDS, RECOMPUTE, Strategy, load_strategy, why_not
+from moesim.strategy import RECOMPUTE, Strategy, load_strategy, why_not
 from moesim.units import TFLOPS
 from moesim.validate.figures import Row, SkipError, find_cluster, find_model, number, positive, whole
 from moesim.workload import Workload, make_workload
@@ -89,7 +88,7 @@ def read_run(row: Row) -> Run:
     if not stated:
         return run
     made = _strategies(row, run, choices)
-    return run._replace(strategies=made, remarks=(*run.remarks, *_not_modelled(row)))
+    return run._replace(strategies=made)
 
 
 def precision(name: str, cluster: Cluster) -> str:
@@ -115,17 +114,11 @@ def _choices(row: Row) -> dict[str, Any]:
 
 def _schedule(row: Row, pp: int) -> dict[str, Any]:
     virtual = whole(row, "vp", 1)
-    if "DualPipe" in str(row.get("framework")) and "dualpipe" in SCHEDULES:
+    if "DualPipe" in str(row.get("framework")):
         return {"schedule": "dualpipe"}
-    if virtual > 1 and pp > 1 and "virtual" in FIELDS:
+    if virtual > 1 and pp > 1:
         return {"schedule": "interleaved", "virtual": virtual}
     return {}
-
-
-def _not_modelled(row: Row) -> tuple[str, ...]:
-    virtual = number(row, "vp", 1)
-    unknown = virtual > 1 and number(row, "pp") > 1 and "virtual" not in FIELDS
-    return (f"VP{virtual:.0f} not modelled",) if unknown else ()
 
 
 def _libraries(row: Row, run: Run, ep: int) -> tuple[str, ...]:
