@@ -13,7 +13,7 @@ from math import gcd, isfinite
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.alltoall import ALGORITHMS, FUSED, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, WORKLOADS, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError, choice
 from moesim.model import Experts, Model, in_pairs
@@ -23,6 +23,7 @@ from moesim.workload import Workload
 
 RECOMPUTE: Final = ("none", "selective", "full")
 OVERLAPS: Final = ("none", "chunked", "shared", "shortcut", "shortcut2", "shortcut3", "dual_batch", "tiles")
+VIRTUAL: Final = {True: ("interleaved", "combined_1f1b"), False: tuple({*SCHEDULES} - {"interleaved"})}  # stages or not
 CHUNKED: Final = ("chunked", "shortcut", "shortcut2", "shortcut3")  # may cut the all-to-all into chunks
 MOST_CHUNKS: Final = 256
 ZERO_STAGES: Final = (0, 1, 2, 3)
@@ -70,10 +71,10 @@ class Strategy:
             raise MoesimError(f"strategy has chunks={self.chunks}: give at most {MOST_CHUNKS}")
         if self.chunks > 1 and self.overlap not in CHUNKED:
             raise MoesimError(f"strategy has chunks={self.chunks} with overlap={self.overlap}: add overlap=chunked")
-        if (self.virtual > 1) != (self.schedule == "interleaved"):
+        if self.schedule not in VIRTUAL[self.virtual > 1]:
             raise MoesimError(
                 f"strategy has schedule={self.schedule} with virtual={self.virtual}: virtual stages, two or more, "
-                "belong to schedule=interleaved"
+                f"belong to schedule={' or '.join(VIRTUAL[True])}"
             )
         if self.capacity_factor is not None and not isfinite(self.capacity_factor):
             raise MoesimError(f"strategy has capacity_factor={self.capacity_factor}: give a number")
@@ -180,8 +181,8 @@ def _why_not_overlap(model: Model, workload: Workload, strategy: Strategy) -> st
         return f"{strategy.overlap} needs a dense layer before every MoE layer"
     if (strategy.overlap == "tiles") != (strategy.all_to_all in FUSED):
         return "overlap=tiles and all_to_all=tiles go together: one kernel computes and sends"
-    if strategy.overlap == "tiles" and workload.trains:
-        return "tiles has no backward pass"
+    if workload.kind not in (kinds := WORKLOADS.get(strategy.all_to_all, (workload.kind,))):
+        return f"{strategy.all_to_all} has kernels for {' and '.join(kinds)} only"
     if strategy.overlap == "dual_batch" and strategy.micro_batch * workload.queries < 2:
         return "dual_batch has no token for its second half"
     return None

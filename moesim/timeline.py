@@ -38,6 +38,7 @@ class Span(NamedTuple):
     turn: int = 0  # decode: which token of the sequences
     part: int = -1  # of a pass: the part of the model; -1: of none in particular
     back: int = -1  # of a pair: the micro-batch that goes backward
+    back_part: int = -1  # of a pair: the part that it goes through
 
 
 def to_frame(spans: Iterable[Span]) -> "pd.DataFrame":

@@ -311,7 +311,7 @@ def test_impossible_overlap_has_a_reason():
     model, cluster, work = given_.model, given_.cluster, given_.workload
     pairs_only = "shortcut2 needs a dense layer before every MoE layer"
     assert why_not(model, cluster, work, strategy(overlap="shortcut2")) == pairs_only
-    assert why_not(model, cluster, work, strategy(overlap="tiles")) == "tiles has no backward pass"
+    assert why_not(model, cluster, work, strategy(overlap="tiles")) == "tiles has kernels for prefill and decode only"
     assert why_not(model, cluster, work, strategy(overlap="dual_batch")) is None
     together = "overlap=tiles and all_to_all=tiles go together: one kernel computes and sends"
     assert why_not(model, cluster, work, strategy(overlap="tiles", all_to_all="deepep")) == together

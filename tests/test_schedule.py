@@ -49,6 +49,18 @@ def test_zero_bubble_lets_as_many_weights_wait_as_stages_came_before():
     assert order("zero_bubble", 1, 2, 3) == "F0 D0 F1 D1 W0 F2 D2 W1 W2"
 
 
+def test_combined_1f1b_runs_the_next_forward_beside_a_backward():
+    passes = SCHEDULES["combined_1f1b"].order(0, Pipe(1, 3))
+    assert [one.kind for one in passes] == ["forward", "pair", "pair", "backward"]
+    assert (passes[1].micro_batch, passes[1].back) == (1, (0, 0))
+    # 2 (p - s - 1) + 1 forwards ahead
+    assert [[one.kind for one in SCHEDULES["combined_1f1b"].order(s, Pipe(3, 8))].index("pair") for s in range(3)] == [
+        5,
+        3,
+        1,
+    ]
+
+
 def test_dualpipe_takes_micro_batches_from_both_ends():
     # stage 0 of 4 holds parts 0 and 3; micro-batches 0-3 enter here, 4-7 leave here
     passes = SCHEDULES["dualpipe"].order(0, Pipe(4, 8))
@@ -74,8 +86,10 @@ def pipes(draw, schedules=tuple(SCHEDULES), most=24):
     """A schedule and a shape that it can run."""
     schedule, stages = draw(st.sampled_from(schedules)), draw(st.integers(1, 8))
     virtual = draw(st.integers(2, 4)) if schedule == "interleaved" else 1
+    if schedule == "combined_1f1b" and stages > 1:
+        virtual = draw(st.integers(1, 4))
     micro_batches = draw(st.integers(1, most))
-    if schedule == "interleaved":
+    if virtual > 1:
         micro_batches = stages * (1 + micro_batches // stages)
     if schedule == "dualpipe":
         stages, micro_batches = 2 * (1 + stages // 2), 2 * (2 * (1 + stages // 2) + micro_batches // 2)
@@ -125,6 +139,8 @@ def test_a_backward_before_its_own_forward_is_refused():
         ("interleaved", Pipe(4, 6, 2), "micro-batches in multiples of pp"),
         ("interleaved", Pipe(1, 6, 2), "more than one pipeline stage"),
         ("interleaved", Pipe(4, 8, 1), "at least two virtual stages"),
+        ("combined_1f1b", Pipe(4, 6, 2), "micro-batches in multiples of pp"),
+        ("combined_1f1b", Pipe(1, 6, 2), "more than one pipeline stage"),
         ("dualpipe", Pipe(3, 12), "even number of pipeline stages"),
         ("dualpipe", Pipe(4, 6), "at least two for each stage"),
         ("zero_bubble", Pipe(4, 8, 2), "virtual stages need the interleaved schedule"),
@@ -184,6 +200,17 @@ def test_dualpipe_idles_for_half_of_the_stages(half, more, forward, share, overl
     assert found == pytest.approx((half - 1) * (pair + forward - 2 * weights), rel=1e-9, abs=1e-9)
 
 
+@given(st.integers(1, 8), st.integers(1, 4), st.integers(2, 5), times, times, st.floats(0.7, 1.0))
+def test_combined_1f1b_saves_in_every_pair_of_the_last_stage(stages, virtual, rounds, forward, backward, overlap):
+    # that stage runs (v - 1) p + 1 forwards ahead, all others are in a pair; fill and drain are those of 1F1B
+    v, micro_batches = virtual if stages > 1 else 1, 2 * rounds * stages
+    pipe, pair = Pipe(stages, micro_batches, v), max(overlap * (forward + backward), forward, backward)
+    pairs = micro_batches * v - (v - 1) * stages - 1
+    plain = play("interleaved" if v > 1 else "1f1b", pipe, forward, backward, 0.0).end_s
+    found = play("combined_1f1b", pipe, forward, backward, 0.0, pair).end_s
+    assert found == pytest.approx(plain - pairs * (forward + backward - pair) / v, rel=1e-9)
+
+
 @settings(max_examples=50)
 @given(st.integers(1, 8), st.integers(1, 24), times, times, times)
 def test_zero_bubble_is_no_slower_than_1f1b_and_1f1b_than_gpipe(stages, micro_batches, forward, data, weights):
@@ -237,6 +264,13 @@ def test_interleaved_holds_one_more_than_it_runs_ahead():
     # 2 (p - s - 1) + (v - 1) p + 1 chunks: Megatron-LM
     assert held("interleaved", Pipe(4, 16, 2)) == [11, 9, 7, 5]
     assert held("interleaved", Pipe(4, 16, 3)) == [15, 13, 11, 9]
+
+
+def test_combined_1f1b_holds_one_more_than_it_runs_ahead():
+    # 2 (p - s - 1) + (v - 1) p + 2: Megatron-Core runs one more forward ahead
+    assert held("combined_1f1b", Pipe(1, 8)) == [2]
+    assert held("combined_1f1b", Pipe(4, 16)) == [8, 6, 4, 2]
+    assert held("combined_1f1b", Pipe(4, 16, 2)) == [12, 10, 8, 6]
 
 
 def test_zero_bubble_holds_no_more_than_the_first_stage_of_1f1b():

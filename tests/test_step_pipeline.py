@@ -35,11 +35,11 @@ def drawn(rng, passes, passing):
         found |= {kind: rng.uniform(1 - passing, 1 + passing, shape) for kind in ("data", "weights")}
         found["backward"] = rng.uniform(2 - passing, 2 + passing, shape)
     if passes.backward and passes.rule.pairs:
-        apart = found["forward"][:, :, None] + found["backward"][::-1, None, :]
+        apart = found["forward"][:, :, None, None] + found["backward"][passes.partners][:, None]
         found["pair"] = apart * rng.uniform(0.7, 1.0, apart.shape)
     elif passes.backward and passes.rule.splits:
         del found["backward"]
-    elif passes.backward:
+    if passes.backward and not passes.rule.splits:
         del found["data"], found["weights"]
     return found
 
@@ -51,13 +51,16 @@ def pipelines(draw, kinds=(*SCHEDULES, "forward", "decode"), most=40):
     if kind == "interleaved":
         stages = max(2, stages)
         micro_batches = stages * (1 + micro_batches // stages)
+    virtual = draw(st.integers(2, 3)) if kind == "interleaved" else 1
+    if kind == "combined_1f1b" and stages > 1 and micro_batches % stages == 0:
+        virtual = draw(st.integers(1, 3))
     if kind == "dualpipe":
         stages = 2 * (1 + stages // 2)
         micro_batches = 2 * (stages + micro_batches // 2)
     trains = kind in SCHEDULES
     passes = Passes(
         stages=stages, micro_batches=micro_batches, classes=2, schedule=kind if trains else "1f1b",
-        virtual=draw(st.integers(2, 3)) if kind == "interleaved" else 1, backward=trains,
+        virtual=virtual, backward=trains,
         rounds=3 if kind == "decode" else 1, reduces=trains and draw(st.booleans()),
     )  # fmt: skip
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
@@ -106,7 +109,7 @@ def test_folding_1f1b_is_close_where_several_stages_are_about_as_slow(stages, mi
 
 
 @given(
-    st.sampled_from(["interleaved", "zero_bubble", "dualpipe"]),
+    st.sampled_from(["interleaved", "combined_1f1b", "zero_bubble", "dualpipe"]),
     st.integers(1, 4),
     st.integers(3, 12),
     st.integers(0, 10**6),

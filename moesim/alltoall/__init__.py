@@ -59,8 +59,8 @@ from moesim.cost import BASIS, Cost, FloatArray, cost
 from moesim.errors import MoesimError, choice
 
 __all__ = [
-    "ALGORITHMS", "FUSED", "REAL_ROWS", "Direction", "Traffic", "all_to_all", "busiest_bytes", "copies_by_rank",
-    "resized", "sent_and_received", "slower", "unsupported",
+    "ALGORITHMS", "FUSED", "REAL_ROWS", "WORKLOADS", "Direction", "Traffic", "all_to_all", "busiest_bytes",
+    "copies_by_rank", "resized", "sent_and_received", "slower", "unsupported",
 ]  # fmt: skip
 
 Direction = Literal["dispatch", "combine"]
@@ -75,6 +75,9 @@ REAL_ROWS: Final = (
     "hybrid_ep",
     "tiles",
 )  # send what the routing sends; the others pad to a capacity
+# Kernels that are not there for every workload: DeepEP's README keeps the low-latency ones for decoding, FlashMoE has
+# no backward pass.
+WORKLOADS: Final = {"deepep_ll": ("decode",), "tiles": ("prefill", "decode")}
 FUSED: Final = ("tiles",)  # inside a kernel that computes the experts too: no choice for a layer made of kernels
 
 

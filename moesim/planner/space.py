@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from moesim.alltoall import ALGORITHMS, FUSED, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, WORKLOADS, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError
 from moesim.memory import memory, state_bytes
@@ -142,14 +142,16 @@ def _keeping(scenario: Scenario, layout: Strategy) -> list[Keep]:
 def _orders(scenario: Scenario, layout: Strategy) -> list[tuple[str, int]]:
     """Schedules that can run, with their virtual stages."""
     micro_batches = layout.micro_batches(scenario.workload.sequences)
-    if layout.pp == 1:
-        return [("1f1b", 1)]
     if micro_batches == 1:
-        return [("1f1b", 1), ("zero_bubble", 1)]
+        return [("1f1b", 1), ("zero_bubble", 1)] if layout.pp > 1 else [("1f1b", 1)]
+    if layout.pp == 1:
+        return [("1f1b", 1), *(("combined_1f1b", 1) for _ in range(_dispatches(scenario, layout)))]
     deepest = -(-len(scenario.model.layers) // layout.pp)  # layers of a stage
     virtual = [v for v in _divisors(deepest, deepest) if v > 1 and v * layout.pp <= len(scenario.model.layers)]
     tried = [("1f1b", 1), ("gpipe", 1), ("zero_bubble", 1), *(("interleaved", v) for v in virtual[:MOST_VIRTUAL])]
-    tried += [("dualpipe", 1)] if layout.pp >= DUAL_STAGES else []
+    if _dispatches(scenario, layout):  # else a pair has nothing to hide
+        tried += [("combined_1f1b", v) for v in (1, *virtual[:MOST_VIRTUAL])]
+        tried += [("dualpipe", 1)] if layout.pp >= DUAL_STAGES else []
     return [(name, v) for name, v in tried if SCHEDULES[name].why_not(Pipe(layout.pp, micro_batches, v)) is None]
 
 
@@ -223,8 +225,9 @@ def variants(scenario: Scenario, frame: Strategy) -> Options:
 def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
     """Every way of communicating that can run."""
     dispatches = _dispatches(scenario, frame)
-    usable = usable_on(scenario.cluster, groups(frame, scenario.cluster)["ep"]) if dispatches else ("linear",)
-    overlaps = [(1, "none"), *((n, "chunked") for n in (CHUNKS if dispatches else CHUNKS[:1]))]
+    usable = _usable(scenario, frame) if dispatches else ("linear",)
+    cuts = CHUNKS if dispatches and not _in_pairs(scenario, frame) else CHUNKS[:1]
+    overlaps = [(1, "none"), *((n, "chunked") for n in cuts)]
     if dispatches and not scenario.workload.trains and frame.micro_batch * scenario.workload.queries > 1:
         overlaps.append((1, "dual_batch"))
     skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
@@ -235,7 +238,7 @@ def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
 
 def _with_exchange(scenario: Scenario, layout: Strategy) -> Strategy:
     """The layout with an all-to-all that can run, if there is one: on a torus the plain choice cannot."""
-    usable = usable_on(scenario.cluster, groups(layout, scenario.cluster)["ep"]) if layout.ep > 1 else ()
+    usable = _usable(scenario, layout) if layout.ep > 1 else ()
     return replace(layout, all_to_all=usable[0]) if usable else layout
 
 
@@ -243,10 +246,20 @@ def _dispatches(scenario: Scenario, frame: Strategy) -> bool:
     return frame.ep > 1 and splits_tokens(scenario, frame.tp, frame.ep * frame.etp)
 
 
+def _in_pairs(scenario: Scenario, frame: Strategy) -> bool:
+    """Whether most of its passes run beside another one: nothing is cut into chunks there."""
+    return scenario.workload.trains and SCHEDULES[frame.schedule].pairs
+
+
+def _usable(scenario: Scenario, frame: Strategy) -> tuple[str, ...]:
+    return usable_on(scenario.cluster, groups(frame, scenario.cluster)["ep"], scenario.workload.kind)
+
+
 @lru_cache(maxsize=256)
-def usable_on(cluster: Cluster, group: Group) -> tuple[str, ...]:
+def usable_on(cluster: Cluster, group: Group, workload: str) -> tuple[str, ...]:
     """All-to-alls that can run on a group."""
-    return tuple(name for name in ALGORITHMS if name not in FUSED and unsupported(cluster, group, name) is None)
+    kept = [name for name in ALGORITHMS if name not in FUSED and workload in WORKLOADS.get(name, (workload,))]
+    return tuple(name for name in kept if unsupported(cluster, group, name) is None)
 
 
 @lru_cache(maxsize=16384)
@@ -257,7 +270,7 @@ def fastest(scenario: Scenario, load: Spread, group: Group, chunks: int) -> froz
         name: [
             float(experts.exchange(scenario, load, group, name, chunks, way, size).slowest.mean()) for way, size in ways
         ]
-        for name in usable_on(scenario.cluster, group)
+        for name in usable_on(scenario.cluster, group, scenario.workload.kind)
     }
     ordered = sorted(seconds, key=lambda name: sum(seconds[name]))  # no later one beats an earlier one both ways
     kept: list[str] = []

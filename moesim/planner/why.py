@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import sqrt
+from math import inf, sqrt
 from typing import Final, NamedTuple
 
 from moesim.cluster import Link
+from moesim.errors import MoesimError
 from moesim.metrics import Result, measure
 from moesim.planner.plan import Plan
 from moesim.routing import parse_routing
@@ -81,16 +82,26 @@ def _ranked_s(result: Result, steady: bool) -> float:
     return result.scenario.workload.tokens / rate if steady and rate else result.step_s
 
 
+def _measured_s(scenario: Scenario, strategy: Strategy, steady: bool) -> float:
+    """Without end where a kernel would be outside what was measured."""
+    try:
+        return _ranked_s(measure(scenario, strategy, events=False), steady)
+    except MoesimError:
+        return inf
+
+
 def changes(plan: Plan) -> list[Change]:
-    """Rank the plan's results again under each what-if, by the list schedule."""
+    """Rank the plan's results again under each what-if, by the list schedule; not where the winner's kernels are then
+    outside what was measured."""
     if len(plan.results) < 2:
         return []
-    return [_ranked_under(plan, what, change(plan.scenario)) for what, change in _what_ifs(plan.scenario).items()]
+    found = [_ranked_under(plan, what, change(plan.scenario)) for what, change in _what_ifs(plan.scenario).items()]
+    return [one for one in found if one.speedup > 0]
 
 
 def _ranked_under(plan: Plan, what: str, scenario: Scenario) -> Change:
     strategies, steady = [result.strategy for result in plan.results], plan.candidates.screen.steady
-    seconds = [_ranked_s(measure(scenario, strategy, events=False), steady) for strategy in strategies]
+    seconds = [_measured_s(scenario, strategy, steady) for strategy in strategies]
     best = min(range(len(seconds)), key=seconds.__getitem__)
     return Change(
         what=what,

@@ -73,9 +73,9 @@ def timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
     if cut is not None:
         shown = squeezed(shown, cut)
     stages = int(shown["rank"].max()) + 1 if len(shown) else 1
-    shown = shown.assign(chunk_of_stage=_chunk_of_stage(shown))
-    for (word, chunk), bars in shown.groupby(["word", "chunk_of_stage"], sort=False):
-        _pass_bars(ax, bars, str(word), int(str(chunk)), factor)
+    shown = shown.assign(chunk_of_stage=_chunk_of_stage(shown, "part"), chunk_back=_chunk_of_stage(shown, "back_part"))
+    for (word, chunk, back), bars in shown.groupby(["word", "chunk_of_stage", "chunk_back"], sort=False):
+        _pass_bars(ax, bars, str(word), (int(str(chunk)), int(str(back))), factor)
     _number_passes(ax, shown[shown["word"].isin(PASSES)], factor)
     _frame(ax, shown, unit, factor)
     _mark_turns(ax, shown, factor)
@@ -156,18 +156,19 @@ def _bars(ax: "Axes", bars: "pd.DataFrame", factor: float, colour: str, place: t
     ax.add_collection(PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4, antialiaseds=wide))
 
 
-def _chunk_of_stage(shown: "pd.DataFrame") -> "pd.Series[int]":
-    """Which of its stage's parts a pass goes through: 0, 1, …; 0 for all else."""
-    passes = shown[shown["part"] >= 0]
-    number = passes.groupby("rank")["part"].rank(method="dense").astype(int) - 1
+def _chunk_of_stage(shown: "pd.DataFrame", which: str) -> "pd.Series[int]":
+    """Which of its stage's parts a pass (of a pair: its ``back_part``) goes through: 0, 1, …; 0 for all else."""
+    passes = shown[shown[which] >= 0]
+    number = passes.groupby("rank")[which].rank(method="dense").astype(int) - 1
     return number.reindex(shown.index, fill_value=0)
 
 
-def _pass_bars(ax: "Axes", bars: "pd.DataFrame", word: str, chunk: int, factor: float) -> None:
-    """Passes thick, what runs beside them thin; a pair in two halves, the mirrored part's backward below."""
+def _pass_bars(ax: "Axes", bars: "pd.DataFrame", word: str, chunks: tuple[int, int], factor: float) -> None:
+    """Passes thick, what runs beside them thin; a pair in two halves, its backward below."""
+    chunk, back = chunks
     if word == "pair":
         _bars(ax, bars, factor, _paler(FORWARD, chunk), (-0.32, 0.25))
-        _bars(ax, bars, factor, _paler(BACKWARD, 1 - chunk), (-0.07, 0.25))
+        _bars(ax, bars, factor, _paler(BACKWARD, back), (-0.07, 0.25))
         return
     thick = word in (*PASSES, "optimizer")
     _bars(ax, bars, factor, _paler(STEP_COLOURS[word], chunk), (-0.32, 0.5) if thick else (0.22, 0.14))
@@ -187,16 +188,16 @@ def _number_passes(ax: "Axes", passes: "pd.DataFrame", factor: float) -> None:
     room = (passes["end_s"] - passes["start_s"]).quantile(0.1) / whole
     if room < label_share(ax, str(passes["chunk"].max())):
         return
-    columns = (
-        passes[name].tolist() for name in ("what", "start_s", "end_s", "rank", "chunk", "back", "chunk_of_stage")
-    )
-    for what, start_s, end_s, rank, chunk, back, place in zip(*columns, strict=True):
+    wanted = ("what", "start_s", "end_s", "rank", "chunk", "back", "chunk_of_stage", "chunk_back")
+    for what, start_s, end_s, rank, chunk, back, place, back_place in zip(
+        *(passes[n].tolist() for n in wanted), strict=True
+    ):
         middle, colour = (start_s + end_s) / 2 * factor, _paler(STEP_COLOURS[what], place)
         if what != "pair":
             _number(ax, middle, rank - 0.07, chunk, colour)
             continue
         _number(ax, middle, rank - 0.195, chunk, colour)
-        _number(ax, middle, rank + 0.055, back, _paler(BACKWARD, 1 - place))
+        _number(ax, middle, rank + 0.055, back, _paler(BACKWARD, back_place))
 
 
 def _number(ax: "Axes", x: float, y: float, number: int, colour: str) -> None:

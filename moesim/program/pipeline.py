@@ -4,7 +4,7 @@ Streams of stage s: ``stage s`` (passes, optimizer), ``send s`` (to the stage af
 before; the last and the first are neighbours), ``dp s`` (weights gathered before, gradients reduced after).
 
 Durations are found under "forward k.c", k the part of the model and c = micro-batch modulo ``classes``: routing
-differs from micro-batch to micro-batch. A pair is "pair k.c.d" with d the class of its backward.
+differs from micro-batch to micro-batch. A pair is "pair k.c.n.d": its backward is in partner n of part k, of class d.
 """
 
 from collections import defaultdict
@@ -40,6 +40,12 @@ class Passes:
     def parts(self) -> int:
         """Of the model."""
         return self.rule.parts(self.pipe)
+
+    @property
+    def partners(self) -> list[tuple[int, ...]]:
+        """For each part, those whose backward may run beside its forward."""
+        rule = self.rule
+        return [rule.partners(part, self.pipe) for part in range(self.parts)] if rule.partners else []
 
 
 @lru_cache(maxsize=128)
@@ -97,7 +103,10 @@ class _Step:
 
     def _key(self, one: Pass) -> str:
         key = f"{one.kind} {one.part}.{one.micro_batch % self.passes.classes}"
-        return key if one.back is None else f"{key}.{one.back[0] % self.passes.classes}"
+        if one.back is None:
+            return key
+        partner = self.passes.rule.partner(one, self.passes.pipe)
+        return f"{key}.{partner}.{one.back[0] % self.passes.classes}"
 
     def gather(self, stage: int, order: list[Pass]) -> None:
         """Weights of the parts in the order of their first use; the first part's first layer comes alone."""

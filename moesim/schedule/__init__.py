@@ -4,6 +4,7 @@
     gpipe.py                      all forwards, then all backwards
     one_forward_one_backward.py   1F1B
     interleaved.py                1F1B with virtual stages
+    combined_1f1b.py              1F1B, forward and backward interleaved
     zero_bubble.py                gradients of weights apart (ZB-H1)
     dualpipe.py                   both directions, forward and backward interleaved
     forward_only.py               inference
@@ -19,7 +20,16 @@ from typing import Final
 import numpy as np
 
 from moesim.cost import FloatArray
-from moesim.schedule import dualpipe, forward_only, gpipe, held, interleaved, one_forward_one_backward, zero_bubble
+from moesim.schedule import (
+    combined_1f1b,
+    dualpipe,
+    forward_only,
+    gpipe,
+    held,
+    interleaved,
+    one_forward_one_backward,
+    zero_bubble,
+)
 from moesim.schedule.held import OWES, WAITS
 from moesim.schedule.passes import Pass, Pipe, Rule, Works
 from moesim.schedule.weave import weave
@@ -28,6 +38,7 @@ SCHEDULES: Final[dict[str, Rule]] = {
     "gpipe": gpipe.RULE,
     "1f1b": one_forward_one_backward.RULE,
     "interleaved": interleaved.RULE,
+    "combined_1f1b": combined_1f1b.RULE,
     "zero_bubble": zero_bubble.RULE,
     "dualpipe": dualpipe.RULE,
 }

@@ -111,4 +111,9 @@ def why_not(pipe: Pipe) -> str | None:
     return None
 
 
-RULE: Final = Rule(order, holds, parts, why_not, splits=True, pairs=True, copies=2)
+def partners(part: int, pipe: Pipe) -> tuple[int, ...]:
+    """The mirrored part."""
+    return (pipe.stages - 1 - part,)
+
+
+RULE: Final = Rule(order, holds, parts, why_not, splits=True, partners=partners, copies=2)

@@ -14,11 +14,19 @@ from moesim.schedule.passes import Pass, Pipe, Rule, alternate
 def order(stage: int, pipe: Pipe) -> list[Pass]:
     """Two stages of two chunks, on the last one: ``F0.1 F1.1 F0.3 B0.3 F1.3 B1.3 B0.1 B1.1`` (micro-batch.part)."""
     p, v = pipe.stages, pipe.virtual
+    forwards, backwards = turns(stage, pipe)
+    return alternate(forwards, backwards, min(2 * (p - stage - 1) + (v - 1) * p, len(forwards)))
+
+
+def turns(stage: int, pipe: Pipe) -> tuple[list[Pass], list[Pass]]:
+    """All forwards of a stage in their order, and all backwards in theirs."""
+    p, v = pipe.stages, pipe.virtual
     groups = [range(first, min(first + p, pipe.micro_batches)) for first in range(0, pipe.micro_batches, p)]
-    turns = [(j, chunk) for group in groups for chunk in range(v) for j in group]
-    forwards = [Pass("forward", j, chunk * p + stage) for j, chunk in turns]
-    backwards = [Pass("backward", j, (v - 1 - chunk) * p + stage) for j, chunk in turns]
-    return alternate(forwards, backwards, min(2 * (p - stage - 1) + (v - 1) * p, len(turns)))
+    places = [(j, chunk) for group in groups for chunk in range(v) for j in group]
+    return (
+        [Pass("forward", j, chunk * p + stage) for j, chunk in places],
+        [Pass("backward", j, (v - 1 - chunk) * p + stage) for j, chunk in places],
+    )
 
 
 def holds(stage: int, pipe: Pipe) -> tuple[int, ...]:

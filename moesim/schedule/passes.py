@@ -93,8 +93,21 @@ class Rule(NamedTuple):
     parts: Callable[[Pipe], int]  # of the whole model
     why_not: Callable[[Pipe], str | None]
     splits: bool = False  # some backward passes are taken apart into data and weights
-    pairs: bool = False  # some forwards run interleaved with a backward
+    partners: Callable[[int, Pipe], tuple[int, ...]] | None = (
+        None  # parts whose backward may run beside a part's forward
+    )
     copies: int = 1  # how often all stages together hold the model
+
+    @property
+    def pairs(self) -> bool:
+        """Whether some forwards run interleaved with a backward."""
+        return self.partners is not None
+
+    def partner(self, one: Pass, pipe: Pipe) -> int:
+        """Of a pair, which of the partners of its part runs beside it."""
+        if self.partners is None or one.back is None:
+            return 0
+        return self.partners(one.part, pipe).index(one.back[1])
 
 
 def own_part(stage: int, pipe: Pipe) -> tuple[int, ...]:

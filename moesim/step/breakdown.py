@@ -96,7 +96,7 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
                 _add_pass(ledger, one, count.T @ by_part, strategy.ep)
         out = head(scenario, strategy, backward=kind != "forward")
         ledger.add(out, float(by_part[-1].sum()) * HEAD_SHARES.get(kind, 1.0) * float(out.seconds.sum()))
-    ledger.hide(sum(count * _saved(times, *pair) for pair, count in pairs.items()))
+    ledger.hide(sum(count * _saved(passes, times, *pair) for pair, count in pairs.items()))
     _add_ends(ledger, ends(scenario, strategy), times, passes, stage, step_s)
     total = sum(ledger.seconds.values())
     priced = float(ledger.basis.sum())
@@ -109,7 +109,7 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
     )
 
 
-Pair = tuple[int, int, int]  # part of the forward, class of the forward, class of the backward
+Pair = tuple[int, int, int, int]  # part and class of the forward, partner of the part, class of the backward
 
 
 def _turns(passes: Passes, stage: int) -> tuple[dict[str, FloatArray], Counter[Pair]]:
@@ -124,14 +124,14 @@ def _turns(passes: Passes, stage: int) -> tuple[dict[str, FloatArray], Counter[P
         micro_batch, part = one.back
         found["forward"][one.part, turn] += 1
         found["backward"][part, micro_batch % BATCH_CLASSES] += 1
-        pairs[one.part, turn, micro_batch % BATCH_CLASSES] += 1
+        pairs[one.part, turn, passes.rule.partner(one, passes.pipe), micro_batch % BATCH_CLASSES] += 1
     return found, pairs
 
 
-def _saved(times: StepTimes, part: int, forward: int, backward: int) -> float:
+def _saved(passes: Passes, times: StepTimes, part: int, forward: int, partner: int, backward: int) -> float:
     """What a pair saves against its two passes one after the other."""
-    apart = times.forward[part, forward] + times.backward[::-1][part, backward]
-    return float(apart - times.pair[part, forward, backward])
+    apart = times.forward[part, forward] + times.backward[passes.partners[part][partner], backward]
+    return float(apart - times.pair[part, forward, partner, backward])
 
 
 def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) -> None:

@@ -1,9 +1,9 @@
 """Passes through a part of the model: sums of layer passes over its layers; the head with the last part.
 
 A layer pass ends with all ranks together (every MoE layer closes with a collective), so the sum over a part's
-layers is exact. In a pair (DualPipe) the first layer of the forward runs beside the last one of the mirrored part,
-the second beside the one before that, …: each as long as the pair of the forward's layer with itself. Layers that
-are left over, and the head, run alone.
+layers is exact. In a pair the first layer of the forward runs beside the last one of the backward's part, the second
+beside the one before that, …: each as long as the pair of the forward's layer with itself. Layers that are left over,
+and the head, run alone.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ import numpy as np
 
 from moesim.cost import FloatArray
 from moesim.model import Layer
-from moesim.schedule import SCHEDULES
+from moesim.schedule import SCHEDULES, Pipe
 from moesim.stages import part_layers
 from moesim.step import blocks
 from moesim.step.layers import LayerPlayer
@@ -33,7 +33,7 @@ class PartPasses(NamedTuple):
     backward: FloatArray
     data: FloatArray
     weights: FloatArray
-    pair: FloatArray  # [..., part of the forward, class of the forward, class of the backward]
+    pair: FloatArray  # [..., part of the forward, class of the forward, partner of the part, class of the backward]
 
 
 def kinds(scenario: Scenario, strategy: Strategy) -> tuple[str, ...]:
@@ -76,18 +76,28 @@ def summed(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[Floa
     if "pair" in by_layer:
         found["pair"] = _pairs(scenario, strategy, by_layer)
     nothing = np.zeros((*found["forward"].shape[:-2], 0, BATCH_CLASSES))
-    empty = {"pair": nothing[..., None]}
+    empty = {"pair": nothing[..., None, None]}
     return PartPasses(*(found.get(kind, empty.get(kind, nothing)) for kind in PartPasses._fields))
 
 
 def _pairs(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[FloatArray]]) -> FloatArray:
-    """Seconds of each part's forward beside the mirrored part's backward."""
-    paired, ahead, behind = (list(counts.values()) for counts in pair_counts(scenario, strategy.parts))
+    """Seconds of each part's forward beside the backward of each of its partners."""
+    meet = partners(strategy)
+    paired, ahead, behind = (list(counts.values()) for counts in pair_counts(scenario, strategy.parts, meet))
     forward = _over_layers(paired, by_layer["pair"]) + _over_layers(ahead, by_layer["forward"])
-    forward[..., -1, :] += head_seconds(scenario, strategy, "forward")
     backward = _over_layers(behind, by_layer["backward"])
-    backward[..., 0, :] += head_seconds(scenario, strategy, "backward")
-    return np.asarray(forward[..., :, None] + backward[..., None, :])
+    last, each = strategy.parts - 1, len(meet[0])
+    forward[..., last * each :, :] += head_seconds(scenario, strategy, "forward")
+    backward[..., np.ravel(meet) == last, :] += head_seconds(scenario, strategy, "backward")
+    both = forward[..., :, None] + backward[..., None, :]
+    shaped = both.reshape(*both.shape[:-3], len(meet), each, *both.shape[-2:])
+    return np.asarray(np.moveaxis(shaped, -3, -2))
+
+
+def partners(strategy: Strategy) -> tuple[tuple[int, ...], ...]:
+    """For each part, those whose backward may run beside its forward."""
+    rule, pipe = SCHEDULES[strategy.schedule], Pipe(strategy.pp, 0, strategy.virtual)
+    return tuple(rule.partners(part, pipe) for part in range(strategy.parts)) if rule.partners else ()
 
 
 def _over_layers(counts: list[FloatArray], seconds: list[FloatArray]) -> FloatArray:
@@ -120,15 +130,18 @@ def layer_counts(scenario: Scenario, parts: int) -> dict[Layer, FloatArray]:
 
 
 @lru_cache(maxsize=64)
-def pair_counts(scenario: Scenario, parts: int) -> tuple[dict[Layer, FloatArray], ...]:
-    """The same of a pair's layers: those that run beside another one; those of the forward that are left over;
-    those of the mirrored part's backward."""
-    forward = part_layers(scenario.model, parts)
-    both = [min(len(there), len(here)) for there, here in zip(forward, forward[::-1], strict=True)]
+def pair_counts(
+    scenario: Scenario, parts: int, meet: tuple[tuple[int, ...], ...]
+) -> tuple[dict[Layer, FloatArray], ...]:
+    """The same of the layers of every part with each of its partners: those that run beside another one; those of
+    the forward that are left over; those of the backward."""
+    layers = part_layers(scenario.model, parts)
+    pairs = [(layers[part], layers[partner]) for part, own in enumerate(meet) for partner in own]
+    both = [min(len(forward), len(backward)) for forward, backward in pairs]
     return (
-        _counted(scenario, [layers[:n] for layers, n in zip(forward, both, strict=True)]),
-        _counted(scenario, [layers[n:] for layers, n in zip(forward, both, strict=True)]),
-        _counted(scenario, [layers[: len(layers) - n] for layers, n in zip(forward[::-1], both, strict=True)]),
+        _counted(scenario, [forward[:n] for (forward, _), n in zip(pairs, both, strict=True)]),
+        _counted(scenario, [forward[n:] for (forward, _), n in zip(pairs, both, strict=True)]),
+        _counted(scenario, [backward[: len(backward) - n] for (_, backward), n in zip(pairs, both, strict=True)]),
     )
 
 

@@ -57,14 +57,14 @@ def times_of(scenario: Scenario, strategy: Strategy, parts: PartPasses, end: End
 
 def period(passes: Passes) -> int:
     """Micro-batches after which a steady pipeline does the same again."""
-    if passes.schedule == "interleaved":
+    if passes.virtual > 1:
         return lcm(passes.stages, BATCH_CLASSES)
     return passes.rule.copies * BATCH_CLASSES
 
 
 def folded(passes: Passes) -> Passes:
     """The same step with its steady phase cut short, if it is long."""
-    shortest = (1 + passes.rule.copies) * passes.stages + 2 * BATCH_CLASSES
+    shortest = (3 if passes.rule.pairs else 2) * passes.stages + 2 * BATCH_CLASSES
     extra = passes.micro_batches - shortest
     each = period(passes)
     if extra <= each:
@@ -125,6 +125,7 @@ def play_pipeline(passes: Passes, times: StepTimes) -> list[tuple[str, Span]]:
         span = span._replace(rank=int(stage), stream=stream)
         if stream == "stage" and op.name != "optimizer":
             one = next(orders[span.rank])
-            span = span._replace(part=one.part, back=one.back[0] if one.back else -1)
+            back, back_part = one.back or (-1, -1)
+            span = span._replace(part=one.part, back=back, back_part=back_part)
         found.append((op.key, span))
     return found

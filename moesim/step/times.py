@@ -22,7 +22,7 @@ class StepTimes(NamedTuple):
     backward: FloatArray
     data: FloatArray
     weights: FloatArray
-    pair: FloatArray  # [..., part of the forward, class of the forward, class of the backward]
+    pair: FloatArray  # [..., part of the forward, class of the forward, partner of the part, class of the backward]
     send: FloatArray  # [..., stage], to the next stage; also a gradient back from it
     gather_first: FloatArray  # [..., stage]: of the first layer's weights
     gather_rest: FloatArray  # of the other layers of the stage's first part
@@ -40,8 +40,8 @@ class StepTimes(NamedTuple):
             seconds = getattr(self, kind)
             for k in range(seconds.shape[-2]):
                 found |= {f"{kind} {k}.{c}": seconds[..., k, c, None] for c in classes}
-        for k in range(self.pair.shape[-3]):
-            found |= {f"pair {k}.{c}.{d}": self.pair[..., k, c, d, None] for c in classes for d in classes}
+        for k, c, n, d in np.ndindex(self.pair.shape[-4:]):
+            found[f"pair {k}.{c}.{n}.{d}"] = self.pair[..., k, c, n, d, None]
         for s in range(self.send.shape[-1]):
             found[f"send {s}"] = self.send[..., s, None]
             found[f"back {s}"] = self.send[..., s - 1, None]
@@ -77,10 +77,11 @@ def stage_work(passes: Passes, times: StepTimes, micro_batches: FloatArray | int
     """Busy seconds of each stage in one step, without optimizer: [..., stage]. With pairs, no less than that:
     as if every forward were in one. ``micro_batches`` may differ along the stack."""
     each = times.forward + _gradients(times)
-    if not passes.rule.pairs or not passes.backward:
+    if passes.rule.pairs and passes.backward:
+        each = each - _saved(passes, times)
+    if passes.rule.copies == 1 or not passes.backward:
         by_part = (each * turns_of(micro_batches)[..., None, :]).sum(axis=-1)
         return np.asarray(by_part.reshape(*by_part.shape[:-1], -1, passes.stages).sum(axis=-2))
-    each = each - _saved(times)
     half = np.asarray(micro_batches) // 2
     up, down = turns_of(half), turns_of(micro_batches) - turns_of(half)
     return np.asarray((each * up[..., None, :]).sum(axis=-1) + (each * down[..., None, :]).sum(axis=-1)[..., ::-1])
@@ -94,10 +95,11 @@ def _gradients(times: StepTimes) -> FloatArray | float:
     return np.minimum(whole, split) if split.size else whole
 
 
-def _saved(times: StepTimes) -> FloatArray:
-    """The most that a pair saves for its forward, which runs beside the mirrored part's backward."""
-    apart = times.forward[..., :, None] + times.backward[..., ::-1, None, :]
-    return np.asarray(np.maximum(0.0, apart - times.pair).max(axis=-1))
+def _saved(passes: Passes, times: StepTimes) -> FloatArray:
+    """The most that a pair saves for its forward: [..., part, micro-batch class]."""
+    beside = times.backward[..., passes.partners, :]  # [..., part, partner, class]
+    apart = times.forward[..., None, None] + beside[..., None, :, :]
+    return np.asarray(np.maximum(0.0, apart - times.pair).max(axis=(-2, -1)))
 
 
 def step_bound(passes: Passes, times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:

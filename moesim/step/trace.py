@@ -22,7 +22,7 @@ from moesim.program import RANK_STREAMS, Passes
 from moesim.stages import part_layers
 from moesim.step.experts import RANK_CLASSES
 from moesim.step.layers import draws_of, play_draw
-from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes
+from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes, partners
 from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
 from moesim.step.play import passes_of, play_pipeline, times_of
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
@@ -151,19 +151,23 @@ def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[str, 
     def ending(what: str, part: int) -> Inside:
         return [(HEAD, _head(scenario, strategy, what))] if part == last else []
 
+    def beside(part: int, turn: int, partner: int, back: int) -> Inside:
+        numbers, others = parts[part], parts[partner]
+        n = min(len(numbers), len(others))
+        both = ending("backward", partner) + layers("pair", numbers[:n], turn)
+        ahead = layers("forward", numbers[n:], turn) + ending("forward", part)
+        return both + ahead + layers("backward", others[: len(others) - n][::-1], back)
+
+    meet = partners(strategy)
     for what, part, turn in product(kinds(scenario, strategy), range(len(parts)), range(BATCH_CLASSES)):
-        numbers, mirrored = parts[part], parts[last - part]
+        numbers = parts[part]
         if what == "forward":
             found[f"{what} {part}.{turn}"] = layers(what, numbers, turn) + ending(what, part)
         elif what != "pair":
             found[f"{what} {part}.{turn}"] = ending(what, part) + layers(what, numbers[::-1], turn)
         else:
-            n = min(len(numbers), len(mirrored))
-            begin = ending("backward", last - part) + layers(what, numbers[:n], turn)
-            begin += layers("forward", numbers[n:], turn) + ending("forward", part)
-            for back in range(BATCH_CLASSES):
-                alone = layers("backward", mirrored[: len(mirrored) - n][::-1], back)
-                found[f"{what} {part}.{turn}.{back}"] = begin + alone
+            for (n, partner), back in product(enumerate(meet[part]), range(BATCH_CLASSES)):
+                found[f"{what} {part}.{turn}.{n}.{back}"] = beside(part, turn, partner, back)
     return found
 
 
