@@ -3,8 +3,9 @@
 Four stages, eight micro-batches, no transfers: forward 1 s, gradients of data 1 s and of weights 1 s a stage and
 micro-batch; a forward interleaved with a backward takes 2.5 s instead of 3. Expected idle seconds of a stage, in
 brackets of GPipe's: gpipe and 1f1b 9 (1), interleaved with two parts a stage 4.5 (1/2), zero_bubble 3 (1/3),
-dualpipe (p/2 - 1)(F&B + B - 3W) = 1.5 (1/6), whose pairs also shorten the work itself by 0.5 s each. What is held
-at the worst moment, in micro-batches through a whole stage: 8, 4, 5.5, 4, 5.
+dualpipe (p/2 - 1)(F&B + B - 3W) = 1.5 (1/6), combined_1f1b 9 (1) on its last stage; the pairs of the last two also
+shorten the work itself, by 0.5 s each. What is held at the worst moment, in micro-batches through a whole stage: 8, 4,
+5.5, 4, 8, 5.
 
     python studies/schedules.py --out studies/results
 """
@@ -25,7 +26,7 @@ from moesim.step.times import StepTimes
 from moesim.timeline import to_frame, write_whole
 
 STAGES, MICRO_BATCHES = 4, 8
-SHOWN = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero_bubble": 1, "dualpipe": 1}  # virtual stages
+SHOWN = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero_bubble": 1, "combined_1f1b": 1, "dualpipe": 1}  # virtual stages
 FORWARD_S, DATA_S, WEIGHTS_S, PAIR_S = 1.0, 1.0, 1.0, 2.5
 
 
@@ -35,7 +36,7 @@ def spans_of(schedule: str, micro_batches: int = MICRO_BATCHES) -> pd.DataFrame:
         stages=STAGES, micro_batches=micro_batches, classes=BATCH_CLASSES, schedule=schedule, virtual=SHOWN[schedule]
     )
     each = np.full((passes.parts, BATCH_CLASSES), 1.0 / passes.virtual)
-    pair = np.full((passes.parts, BATCH_CLASSES, BATCH_CLASSES), PAIR_S)
+    pair = np.full((passes.parts, BATCH_CLASSES, 1, BATCH_CLASSES), PAIR_S)
     nothing = np.zeros(STAGES)
     times = StepTimes(
         each * FORWARD_S, each * (DATA_S + WEIGHTS_S), each * DATA_S, each * WEIGHTS_S, pair, *[nothing] * 8

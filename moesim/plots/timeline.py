@@ -151,7 +151,7 @@ def _bars(ax: "Axes", bars: "pd.DataFrame", factor: float, colour: str, place: t
     left, right = bars["start_s"].to_numpy() * factor, bars["end_s"].to_numpy() * factor
     low = bars["rank"].to_numpy() + offset
     corners = [[(a, y), (b, y), (b, y + height), (a, y + height)] for a, b, y in zip(left, right, low, strict=True)]
-    wide = height > 0.3 and np.median(right - left) > THINNEST * right.max()
+    wide = height > 0.2 and np.median(right - left) > THINNEST * right.max()
     edge = "white" if wide else colour  # a thin bar is drawn at least as a hairline
     ax.add_collection(PolyCollection(corners, facecolors=colour, edgecolors=edge, linewidths=0.4, antialiaseds=wide))
 
