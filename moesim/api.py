@@ -1,5 +1,7 @@
 """The same commands as functions: names or nouns in, objects with ``to_frame()`` out."""
 
+from typing import TypedDict, Unpack
+
 from moesim.adaptive import Policy, best_ways, layer_of
 from moesim.adaptive.layer import PADDED
 from moesim.cluster import Cluster, load_cluster
@@ -17,6 +19,16 @@ from moesim.tiers import offload as keep_outside
 from moesim.workload import DEFAULT_ROUTING, SEQUENCE_TOKENS, Workload, make_workload
 
 
+class Question(TypedDict, total=False):
+    """What ``scenario`` may be told beside model and cluster."""
+
+    nodes: int | None
+    workload: str | Workload
+    routing: str | Routing | None
+    seed: int
+    mtp: int | None
+
+
 def scenario(
     model: str | Model,
     cluster: str | Cluster,
@@ -25,8 +37,10 @@ def scenario(
     workload: str | Workload = "train",
     routing: str | Routing | None = None,
     seed: int = 0,
+    mtp: int | None = None,
 ) -> Scenario:
-    """A question: presets, paths or nouns; a workload given by name has its default size."""
+    """A question: presets, paths or nouns; a workload given by name has its default size. ``mtp`` replaces the model's
+    number of multi-token-prediction modules in training."""
     chosen = load_cluster(cluster, nodes) if isinstance(cluster, str) else cluster
     work = make_workload(workload, chosen.gpus) if isinstance(workload, str) else workload
     asked = routing if routing is not None else DEFAULT_ROUTING[work.kind]
@@ -36,6 +50,7 @@ def scenario(
         work,
         parse_routing(asked) if isinstance(asked, str) else asked,
         seed=seed,
+        mtp=mtp,
     )
 
 
@@ -43,15 +58,12 @@ def plan(
     model: str | Model,
     cluster: str | Cluster,
     *,
-    nodes: int | None = None,
-    workload: str | Workload = "train",
-    routing: str | Routing | None = None,
-    seed: int = 0,
     objective: str | None = None,
     top: int = 5,
+    **question: Unpack[Question],
 ) -> Plan:
-    """Rank configurations: see ``moesim plan``."""
-    asked = scenario(model, cluster, nodes=nodes, workload=workload, routing=routing, seed=seed)
+    """Rank configurations: see ``moesim plan``; ``question`` as in ``scenario``."""
+    asked = scenario(model, cluster, **question)
     return search(asked, objective=objective, top=top)
 
 
@@ -59,14 +71,10 @@ def simulate(
     model: str | Model,
     cluster: str | Cluster,
     strategy: str | Strategy,
-    *,
-    nodes: int | None = None,
-    workload: str | Workload = "train",
-    routing: str | Routing | None = None,
-    seed: int = 0,
+    **question: Unpack[Question],
 ) -> Result:
-    """Play one configuration: see ``moesim simulate``."""
-    asked = scenario(model, cluster, nodes=nodes, workload=workload, routing=routing, seed=seed)
+    """Play one configuration: see ``moesim simulate``; ``question`` as in ``scenario``."""
+    asked = scenario(model, cluster, **question)
     chosen = load_strategy(strategy, asked.cluster.gpus, asked.workload) if isinstance(strategy, str) else strategy
     return measure(asked, chosen)
 
@@ -76,14 +84,11 @@ def goodput(
     cluster: str | Cluster,
     strategy: str | Strategy,
     *,
-    nodes: int | None = None,
-    workload: str | Workload = "train",
-    routing: str | Routing | None = None,
-    seed: int = 0,
     reality: Reality | None = None,
+    **question: Unpack[Question],
 ) -> Goodput:
-    """Useful over wall time of a training run: see ``moesim goodput``."""
-    result = simulate(model, cluster, strategy, nodes=nodes, workload=workload, routing=routing, seed=seed)
+    """Useful over wall time of a training run: see ``moesim goodput``; ``question`` as in ``scenario``."""
+    result = simulate(model, cluster, strategy, **question)
     return useful(result, reality)
 
 

@@ -2,9 +2,10 @@
 
 Training keeps bf16 weights, fp32 gradients and three fp32 Adam states (master weight, two moments): 2, 4
 and 12 bytes per parameter, as Megatron-LM does (arXiv:2205.05198, section 4.1 for the activations, whose
-per-layer terms are listed in ``_kept_values``). ZeRO divides over data parallelism: stage 1 the
-optimizer, stage 2 the gradients too, stage 3 the weights too (arXiv:1910.02054). Experts are divided over
-their own data parallelism, dp x cp x tp / (ep x etp).
+per-layer terms are listed in ``_kept_values``). The last part holds MTP modules (each a layer and a projection)
+and, on another stage than the first, a copy of the embedding that they or a tied head read. ZeRO divides over data
+parallelism: stage 1 the optimizer, stage 2 the gradients too, stage 3 the weights too (arXiv:1910.02054). Experts
+are divided over their own data parallelism, dp x cp x tp / (ep x etp).
 
 Activations are those of the stage's worst moment in the order of its schedule (``schedule.in_flight``): what
 every part keeps for its backward pass, times the micro-batches that wait for theirs. DualPipe holds the
@@ -25,12 +26,14 @@ from moesim.model import (
     head_parameters,
     kv_bytes_per_token,
     layer_parameters,
+    mtp_joints,
     projections,
     row_width,
     stored_tokens,
+    with_mtp,
 )
 from moesim.schedule import SCHEDULES, Pipe, in_flight
-from moesim.stages import part_layers, parts_on_stages
+from moesim.stages import Split, kinds_by_part, part_layers, parts_on_stages, split_of
 from moesim.strategy import Strategy
 from moesim.units import GIB
 from moesim.workload import Workload
@@ -87,34 +90,37 @@ class Held(NamedTuple):
 def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: float = 1.0) -> Memory:
     """Bytes on the fullest GPU. ``imbalance`` is the rows of the busiest expert-parallel rank, padding among
     them, over an equal share of all copies."""
-    stages = (_training if workload.trains else _serving)(model, workload, strategy, imbalance)
+    if workload.trains:
+        stages = _training(model, workload, strategy, imbalance)
+    else:
+        stages = _serving(with_mtp(model, 0), workload, strategy, imbalance)
     fullest = int(np.argmax(sum(stages)))
     return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
 
 
 @lru_cache(maxsize=16384)
-def state_bytes(model: Model, strategy: Strategy) -> float:
+def state_bytes(model: Model, workload: Workload, strategy: Strategy) -> float:
     """Bytes on the fullest GPU of what training keeps whatever its micro-batches: no activations."""
-    held = _held(model, strategy)
+    held = _held(model, workload, strategy)
     kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES)
     return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
 
 
-def _held(model: Model, strategy: Strategy) -> Held:
-    return held_by_stage(
-        model, strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.schedule, strategy.virtual
-    )
+def _held(model: Model, workload: Workload, strategy: Strategy) -> Held:
+    split, schedule = split_of(model, workload, strategy), strategy.schedule if workload.trains else "1f1b"
+    return held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp, split, schedule)
 
 
 def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
     """The fields of Memory for every stage."""
-    held = _held(model, strategy)
+    held, split = _held(model, workload, strategy), split_of(model, workload, strategy)
     tokens = tokens_on_gpu(workload, strategy)
     share = FP8_INPUT if workload.dtype == "fp8_block" else 1.0
     keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share)
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
-    values, last = _activation_values(model, strategy.schedule, pipe, keeping)
-    logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
+    values, last = _activation_values(model, strategy.schedule, pipe, split, keeping)
+    # bf16 and their fp32 softmax, one micro-batch through the head and every MTP module
+    logits = last * model.vocab * (ACTIVATION_BYTES + 4.0) * (1 + model.mtp_layers)
     return (
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
         tokens * (values * ACTIVATION_BYTES + logits),
@@ -125,8 +131,8 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
 
 def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
     """The fields of Memory for every stage; embedding and head stay in bf16."""
-    held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
-    ends = ends_by_stage(model, strategy.pp) / strategy.tp
+    held = _held(model, workload, strategy)
+    ends = ends_by_stage(model, strategy.pp, 1, "1f1b") / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
     keeping = Keeping(strategy.etp, "none", imbalance, 1.0)
     widest = max(_kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
@@ -151,28 +157,30 @@ def _kept(held: Held, strategy: Strategy, bytes_each: float, from_zero_stage: in
 
 
 @lru_cache(maxsize=4096)
-def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, schedule: str = "1f1b", virtual: int = 1) -> Held:
+def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, split: Split, schedule: str = "1f1b") -> Held:
     """Parameters on one GPU of each stage: its layers, the embedding with the first, the head with the last."""
-    holds = parts_on_stages(schedule, pp, virtual)
-    kinds, counts = _kinds_by_part(model, pp * virtual)
+    holds = parts_on_stages(schedule, pp, len(split) // pp)
+    kinds, counts = kinds_by_part(model, split)
     each = np.array([layer_on_gpu(model, layer, tp, ep, etp) for layer in kinds])  # [kind, dense and expert]
     dense, expert = each.T @ counts
-    dense = dense + _ends(model, pp * virtual, pp) / tp
     dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
-    return Held(holds @ dense, holds @ expert)
-
-
-def ends_by_stage(model: Model, pp: int, schedule: str = "1f1b", virtual: int = 1) -> FloatArray:
-    """Parameters of embedding and head; tied, they are stored twice when they are on two stages."""
-    return np.asarray(parts_on_stages(schedule, pp, virtual) @ _ends(model, pp * virtual, pp))
+    return Held(holds @ dense + ends_by_stage(model, pp, len(split) // pp, schedule) / tp, holds @ expert)
 
 
 @lru_cache(maxsize=1024)
-def _ends(model: Model, parts: int, pp: int) -> FloatArray:
-    ends = np.zeros(parts)
-    ends[0] += embedding_parameters(model)
-    ends[-1] += embedding_parameters(model) if model.tied_embeddings and pp > 1 else head_parameters(model)
-    return ends
+def ends_by_stage(model: Model, pp: int, virtual: int, schedule: str) -> FloatArray:
+    """Parameters of embedding, head and what joins MTP modules to them; a stage that holds the last part without the
+    first has a copy of the embedding where a tied head or MTP modules read it."""
+    first, last = parts_on_stages(schedule, pp, virtual)[:, [0, -1]].T
+    embeddings = (first + embedding_copies(model, pp, virtual, schedule)) * embedding_parameters(model)
+    return np.asarray(embeddings + last * (head_parameters(model) + mtp_joints(model)))
+
+
+@lru_cache(maxsize=1024)
+def embedding_copies(model: Model, pp: int, virtual: int, schedule: str) -> FloatArray:
+    """1 on a stage with a copy of the first part's embedding, whose gradients they sum."""
+    first, last = parts_on_stages(schedule, pp, virtual)[:, [0, -1]].T
+    return np.asarray(last * (1.0 - first) * (model.tied_embeddings or model.mtp_layers > 0))
 
 
 @lru_cache(maxsize=4096)
@@ -205,10 +213,12 @@ def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping) -> tuple[FloatArray, FloatArray]:
+def _activation_values(
+    model: Model, schedule: str, pipe: Pipe, split: Split, keeping: Keeping
+) -> tuple[FloatArray, FloatArray]:
     """By stage, values per token at the worst moment, and 1 where the head is."""
     holds = parts_on_stages(schedule, pipe.stages, pipe.virtual)
-    kept, whole, widest = _part_values(model, pipe.stages * pipe.virtual, keeping)
+    kept, whole, widest = _part_values(model, split, keeping)
     here = np.array([np.flatnonzero(row) for row in holds])  # [stage, part of the stage]
     each = np.stack([kept[here], whole[here]], axis=-1)  # WAITS, OWES
     counts = in_flight(schedule, pipe)  # [stage, moment, part of the stage, what]
@@ -219,25 +229,16 @@ def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping
 
 
 @lru_cache(maxsize=4096)
-def _part_values(model: Model, parts: int, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _part_values(model: Model, split: Split, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
     """By part, values per token: kept for the backward pass; there until the gradients of the weights are done;
     alive while one layer is recomputed."""
-    kinds, counts = _kinds_by_part(model, parts)
+    kinds, counts = kinds_by_part(model, split)
     kept = np.array([_kept_values(model, layer, keeping) for layer in kinds])
     whole = np.array([_kept_values(model, layer, keeping._replace(recompute="none")) for layer in kinds])
     widest = np.where(counts > 0, whole[:, None], 0.0).max(axis=0)
-    return kept @ counts, whole @ counts, widest * (keeping.recompute == "full")
-
-
-@lru_cache(maxsize=1024)
-def _kinds_by_part(model: Model, parts: int) -> tuple[list[Layer], FloatArray]:
-    """The kinds of layers, and how many of each a part holds: [kind, part]."""
-    kinds = [kind.layer for kind in model.layer_kinds()]
-    counts = np.zeros((len(kinds), parts))
-    for part, indices in enumerate(part_layers(model, parts)):
-        for index in indices:
-            counts[kinds.index(model.layers[index]), part] += 1
-    return kinds, counts
+    joints = np.zeros(len(split))
+    joints[-1] = 4.0 * model.hidden * model.mtp_layers  # hidden states and embedding, before and after their norms
+    return kept @ counts + joints, whole @ counts + joints, widest * (keeping.recompute == "full")
 
 
 @lru_cache(maxsize=4096)
@@ -278,16 +279,17 @@ def _ffn_values(width: int, gated: bool, activation: float) -> float:
 
 def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArray:
     """Cached bytes on one GPU by stage: heads divided over tp as far as there are key-value heads."""
-    values = _kv_bytes_by_stage(model, strategy.pp, strategy.tp, workload.past + workload.queries)
+    split = split_of(model, workload, strategy)
+    values = _kv_bytes_by_stage(model, split, strategy.tp, workload.past + workload.queries)
     return values * (workload.sequences / strategy.dp / strategy.cp)
 
 
 @lru_cache(maxsize=1024)
-def _kv_bytes_by_stage(model: Model, pp: int, tp: int, context: int) -> FloatArray:
+def _kv_bytes_by_stage(model: Model, split: Split, tp: int, context: int) -> FloatArray:
     """KV-cache bytes of one sequence on one GPU of each stage."""
-    found = np.zeros(pp)
-    for stage, indices in enumerate(part_layers(model, pp)):
+    found = np.zeros(len(split))
+    for stage, indices in enumerate(part_layers(model, split)):
         for layer in (model.layers[index] for index in indices):
-            split = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
-            found[stage] += stored_tokens(layer.attention, context) * kv_bytes_per_token(model, layer, KV_BYTES) / split
+            over = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
+            found[stage] += stored_tokens(layer.attention, context) * kv_bytes_per_token(model, layer, KV_BYTES) / over
     return found

@@ -12,7 +12,7 @@ from moesim.cli.cost_command import OPERATIONS
 from moesim.profile import shipped_folder
 
 SCENARIO = (
-    "MODEL --average-load --batch --cluster --dtype --global-batch --gpu-hour-price --isl --json --nodes --osl "
+    "MODEL --average-load --batch --cluster --dtype --global-batch --gpu-hour-price --isl --json --mtp --nodes --osl "
     "--routing --seed --seq --workload"
 )
 FLAGS = {  # names are frozen once released; a new one is a decision
@@ -137,8 +137,8 @@ def test_simulate_prints_where_the_time_goes(capsys):
 def test_simulate_json_names_the_inputs_and_the_answer(capsys):
     document = answer(capsys, f"simulate {SMALL} --strategy", "ep=8")
     assert list(document) == [
-        "model", "cluster", "workload", "routing", "seed", "strategy", "metrics", "interval", "basis", "bound_s",
-        "breakdown_s", "memory_bytes", "dropped_share", "padding_share", "infeasible", "limits",
+        "model", "mtp", "cluster", "workload", "routing", "seed", "strategy", "metrics", "interval", "basis",
+        "bound_s", "breakdown_s", "memory_bytes", "dropped_share", "padding_share", "infeasible", "limits",
     ]  # fmt: skip
     assert document["metrics"]["tpot_s"] >= document["bound_s"] > 0
     assert sum(document["breakdown_s"].values()) == pytest.approx(document["metrics"]["tpot_s"])

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from moesim.cluster import load_cluster
 from moesim.memory import Memory, held_by_stage, memory
 from moesim.metrics import does_not_fit
-from moesim.model import MODELS, load_model, parameters
+from moesim.model import MODELS, load_model, mtp_parameters, parameters, with_mtp
 from moesim.planner.space import space
 from moesim.routing import parse_routing
 from moesim.schedule import SCHEDULES
+from moesim.stages import split_of
 from moesim.step.scenario import make_scenario
 from moesim.strategy import RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
 from moesim.units import GIB
@@ -173,13 +174,53 @@ def trained(draw):
     )
 
 
+DEEPSEEK = load_model("deepseek-v3")
+MODULE = mtp_parameters(DEEPSEEK)  # a layer, 2 x 7168 x 7168, three norms
+EMBEDDING = 129280 * 7168
+
+
+def held(model, text, split):
+    """Parameters of each stage, nothing divided."""
+    one = load_strategy(text, 16)
+    dense, expert = held_by_stage(model, 1, 1, 1, one.pp, split, one.schedule)
+    return (dense + expert).tolist()
+
+
+def test_the_last_stage_holds_the_mtp_module_and_a_copy_of_the_embedding():
+    with_, without = (held(model, "pp=2", (32, 29)) for model in (DEEPSEEK, with_mtp(DEEPSEEK, 0)))
+    assert with_[0] == without[0]
+    assert with_[1] - without[1] == MODULE + EMBEDDING
+    assert held(DEEPSEEK, "", (61,))[0] == parameters(DEEPSEEK) + MODULE  # one stage has the embedding anyway
+
+
+def test_both_ends_of_dualpipe_share_the_embedding_where_they_are():
+    # stage 0 and stage 1 hold both parts: embedding, head and module once each
+    assert held(DEEPSEEK, "pp=2 schedule=dualpipe", (32, 29)) == [parameters(DEEPSEEK) + MODULE] * 2
+
+
+def test_an_mtp_module_keeps_its_layer_its_input_and_the_logits_of_its_pass_through_the_head():
+    work = make_workload("train", 1, global_batch=1, seq=4096)
+    with_, without = (memory(with_mtp(DEEPSEEK, n), work, load_strategy("recompute=full", 1)) for n in (1, 0))
+    # the layer's input and 4 x hidden of 2 bytes; logits of 2 + 4 bytes
+    assert with_.activations - without.activations == 4096 * (2 * (7168 + 4 * 7168) + 6 * 129280)
+    assert with_.gradients - without.gradients == 4 * MODULE
+
+
+def test_an_mtp_module_is_not_served():
+    work = make_workload("decode", 16)
+    assert memory(DEEPSEEK, work, load_strategy("ep=16", 16)) == memory(
+        with_mtp(DEEPSEEK, 0), work, load_strategy("ep=16", 16)
+    )
+
+
 @given(trained())
 def test_all_gpus_together_hold_the_whole_model(case):
     model, strategy = case
-    held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
+    split = split_of(model, TRAINING, strategy)
+    held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp, split)
     # of each stage, one rank of every tensor and every expert shard
     whole = (held.dense * strategy.tp + held.expert * strategy.ep * strategy.etp).sum()
-    assert whole >= parameters(model) * (1 - 1e-12)
+    assert whole >= (parameters(model) + mtp_parameters(model)) * (1 - 1e-12)
     sharded = (held.dense * strategy.stage_gpus / (strategy.dp * strategy.cp)).sum()
     assert sharded <= (held.dense * strategy.tp).sum() * (1 + 1e-12)
 

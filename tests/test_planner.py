@@ -23,7 +23,7 @@ from moesim.strategy import CHOICES, FIELDS, Strategy, why_not
 from moesim.workload import make_workload
 
 PLAN_KEYS = [
-    "model", "cluster", "workload", "routing", "seed", "objective", "searched", "infeasible", "dominated",
+    "model", "mtp", "cluster", "workload", "routing", "seed", "objective", "searched", "infeasible", "dominated",
     "pruned", "screened", "lowest_screened_bound_s", "simulated", "elapsed_s", "configurations",
 ]  # fmt: skip
 CONFIGURATION_KEYS = [
@@ -32,7 +32,7 @@ CONFIGURATION_KEYS = [
 ]  # fmt: skip
 STRATEGY_KEYS = [
     "dp", "tp", "ep", "etp", "pp", "cp", "micro_batch", "zero", "recompute", "all_to_all", "chunks", "overlap",
-    "schedule", "virtual", "placement", "capacity_factor",
+    "schedule", "virtual", "placement", "capacity_factor", "layers",
 ]  # fmt: skip
 METRIC_KEYS = [
     "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "memory_bytes_per_gpu", "exposed_comm_fraction", "imbalance",

@@ -44,6 +44,9 @@ def test_a_yaml_file_is_read(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("tp: 2\nep: 8\nrecompute: full\ncapacity_factor: 1.25\n")
     assert load_strategy(str(path), 16) == Strategy(dp=8, tp=2, ep=8, recompute="full", capacity_factor=1.25)
+    for layers in ("17,15", "[17, 15]"):
+        path.write_text(f"pp: 2\nlayers: {layers}\n")
+        assert load_strategy(str(path), 16) == Strategy(dp=8, pp=2, layers=(17, 15))
 
 
 def test_the_strategy_object_of_a_plan_is_read_unchanged(tmp_path):
@@ -72,6 +75,10 @@ strategies = st.builds(
     chunks=counts,
     overlap=st.just("chunked"),
     capacity_factor=st.none() | st.floats(-100, 100),
+).flatmap(
+    lambda one: st.builds(
+        replace, st.just(one), layers=st.none() | st.tuples(*[st.integers(1, 9)] * (one.parts - 1), st.integers(0, 9))
+    )
 )
 
 
@@ -104,6 +111,12 @@ def test_what_is_shown_is_read_back(strategy):
         ("virtual=2 vp=2", "gives virtual twice, once as vp"),
         ("placement=random", "unknown strategy placement 'random'"),
         ("overlap=yes", "unknown strategy overlap 'yes'"),
+        ("pp=2 layers=4", "layers=4: give at least 1 for each of the pp x virtual = 2 parts"),
+        ("pp=4 layers=4,0,4,4", "layers=4,0,4,4: give at least 1"),
+        ("pp=2 layers=4,-1", "layers=4,-1: give at least 1"),
+        ("pp=2 layers=4,x", "layers='x': give a whole number"),
+        ("pp=2 layers=4,", "layers='': give a whole number"),
+        ('{"pp": 2, "layers": [4, true]}', "layers=True: give a whole number"),
         ("capacity_factor=nan", "capacity_factor=nan"),
         ("capacity_factor=inf", "capacity_factor=inf"),
         ("capacity_factor=much", "capacity_factor='much': give a number"),
@@ -192,6 +205,7 @@ REASONS = [
     ("dp=8", {}, "dp x cp x tp x pp differs from the number of GPUs"),
     ("dp=16 ep=8 etp=4", {}, "ep x etp does not divide dp x cp x tp"),
     ("pp=16", {"layers": 8}, "more pipeline stages than layers"),
+    ("pp=2 layers=20,13", {}, "layers= does not add up to the model's 32"),
     ("dp=16", {"global_batch": 24}, "dp does not divide the sequences of the batch"),
     ("dp=16 micro_batch=3", {}, "micro_batch does not divide the sequences of a data-parallel rank"),
     ("dp=16 zero=2", {"kind": "prefill"}, "ZeRO beyond stage 1 shards training state only"),

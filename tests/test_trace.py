@@ -98,11 +98,11 @@ def test_every_stage_runs_its_own_layers_and_only_the_last_the_head():
     for span in spans:
         if span.stream == "layer" and span.micro_batch == 0 and span.rank_class == 0:
             by_stage[span.rank].append(span.chunk if span.what == "layer" else "head")
-    # 27 layers: 7, 7, 7, 6; forward in order, backward reversed, the head last and first
+    # 27 layers: 7, 8, 7, 5, the head as long as 2.2 more; forward in order, backward reversed, the head last and first
     assert by_stage[0] == [*range(7), *reversed(range(7))]
-    assert by_stage[1][:7] == list(range(7, 14))
+    assert by_stage[1][:8] == list(range(7, 15))
     assert [s for s in range(4) if "head" in by_stage[s]] == [3]
-    assert by_stage[3][6:8] == ["head", "head"]
+    assert by_stage[3][5:7] == ["head", "head"]
 
 
 def test_one_stage_and_micro_batch_shows_all_rank_classes_and_the_slowest_works_longest():

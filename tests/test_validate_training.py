@@ -98,6 +98,23 @@ def test_a_source_that_counts_more_than_the_model_says_so(tmp_path):
     assert "30 GFLOP/token counted, 19 predicted" in line["case"]
 
 
+def test_a_run_trains_mtp_where_its_source_counts_it():
+    # moesim counts 250.5 GFLOP a token without the module and 260.6 with it
+    row = cells(BRIDGE | {"model": "DeepSeekV3", "gpus": 256, "gbs": 256, "seq": 4096, "ep": 64})
+    assert read_run(row | {"gflop_per_token": 260.0}).model.mtp_layers == 1
+    assert read_run(row | {"gflop_per_token": 249.1}).model.mtp_layers == 0
+    assert read_run(row | {"tok_s_gpu": 2000, "tflops_gpu": 520}).model.mtp_layers == 1
+    assert read_run(row | {"tok_s_gpu": 2000, "tflops_gpu": 500}).model.mtp_layers == 0
+    assert read_run(row).model.mtp_layers == 1  # not told: what the model has
+
+
+def test_layers_that_divide_are_divided_evenly_and_others_balanced():
+    divides = read_run(cells(BRIDGE | {"pp": 2, "ep": 4}))
+    assert {one.layers for one in divides.strategies} == {(24, 24)}
+    row = BRIDGE | {"model": "DeepSeekV3", "gpus": 256, "gbs": 256, "seq": 4096, "pp": 2, "ep": 64}
+    assert {one.layers for one in read_run(cells(row)).strategies} == {None}
+
+
 def test_of_two_runs_the_newest_container_is_judged_and_the_other_is_the_floor(tmp_path):
     frame, runs = judged(tmp_path, RUN | {"container": "25.11"}, BRIDGE | {"tok_s_gpu": 5500})
     assert runs["skipped"].tolist() == ["another run of a configuration that is judged", ""]

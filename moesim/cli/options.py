@@ -24,6 +24,7 @@ SCENARIO: Final = (
     click.option("--dtype", default="bf16", show_default=True, help="bf16, fp8 or fp8_block; serving: int4, ternary."),
     click.option("--routing", help="uniform, zipf:S, lognormal:SIGMA, a preset, or a FILE with your own load.  "
                                    "[train: uniform; serving: lognormal:0.5]"),
+    click.option("--mtp", type=int, help="Multi-token-prediction modules to train.  [default: those of the model]"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the routing draw."),
     click.option("--average-load", is_flag=True, help="Replace the routing draw by its mean: optimistic."),
     click.option("--gpu-hour-price", type=float, help="Price of one GPU-hour, for cost per million tokens."),
@@ -60,7 +61,8 @@ def read_scenario(asked: dict[str, Any]) -> "Scenario":
     sizes = {name: asked[name] for name in ("global_batch", "seq", "batch", "isl", "osl", "dtype")}
     workload = make_workload(asked["workload"], cluster.gpus, **sizes)
     routing = parse_routing(asked["routing"] or DEFAULT_ROUTING[workload.kind])
-    return make_scenario(model, cluster, workload, routing, seed=asked["seed"], average=asked["average_load"])
+    how = {"seed": asked["seed"], "average": asked["average_load"], "mtp": asked["mtp"]}
+    return make_scenario(model, cluster, workload, routing, **how)
 
 
 def described(scenario: "Scenario") -> dict[str, Any]:
@@ -68,6 +70,7 @@ def described(scenario: "Scenario") -> dict[str, Any]:
     work, cluster = scenario.workload, scenario.cluster
     return {
         "model": scenario.model.name,
+        "mtp": scenario.model.mtp_layers,
         "cluster": {"name": cluster.name, "gpu": cluster.gpu.name, "nodes": cluster.nodes, "gpus": cluster.gpus},
         "workload": {
             "kind": work.kind, "sequences": work.sequences, "queries": work.queries, "past": work.past,

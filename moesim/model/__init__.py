@@ -9,7 +9,7 @@ hf        load_model: a preset, or a Hugging Face config.json
 """
 
 from moesim.model.hf import load_model
-from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Model, Published
+from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Model, Published, with_mtp
 from moesim.model.pairs import dense_before, in_pairs
 from moesim.model.presets import MODELS
 from moesim.model.weights import (
@@ -23,6 +23,7 @@ from moesim.model.weights import (
     expert_projections,
     head_parameters,
     layer_parameters,
+    mtp_joints,
     mtp_parameters,
     parameters,
     projections,
@@ -38,6 +39,7 @@ from moesim.model.work import (
     kv_bytes,
     kv_bytes_per_token,
     layer_flops,
+    mtp_flops,
     stored_tokens,
     training_flops,
 )
@@ -73,10 +75,13 @@ __all__ = [
     "layer_flops",
     "layer_parameters",
     "load_model",
+    "mtp_flops",
+    "mtp_joints",
     "mtp_parameters",
     "parameters",
     "projections",
     "row_width",
     "stored_tokens",
     "training_flops",
+    "with_mtp",
 ]

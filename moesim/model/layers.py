@@ -7,13 +7,14 @@ Everything else (weights, FLOPs, bytes) is derived from these nouns in ``weights
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from moesim.errors import MoesimError
 
 DTYPES: Final = ("bf16", "fp8", "fp8_block", "int4", "mxfp4")
+MOST_MTP: Final = 7  # eight tokens ahead: the most that arXiv:2404.19737 tries (section 3.2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +160,7 @@ class Model:
     tied_embeddings: bool = False
     norm_bias: bool = False
     head_bias: bool = False
-    mtp_layers: int = 0  # multi-token-prediction modules beside the main model
+    mtp_layers: int = 0  # multi-token-prediction modules behind the main model: what training adds, serving leaves out
     dtype: str = "bf16"  # of the checkpoint's matrices; 16- and 32-bit floats all count as bf16
     expert_dtype: str = "bf16"  # of its routed experts
     source: str
@@ -175,7 +176,7 @@ class Model:
 
     def __hash__(self) -> int:
         """Shallow, because caches look models up thousands of times; equality still compares all fields."""
-        return hash((self.name, self.hidden, self.vocab, len(self.layers)))
+        return hash((self.name, self.hidden, self.vocab, len(self.layers), self.mtp_layers))
 
     @property
     def moe(self) -> Experts | None:
@@ -187,9 +188,21 @@ class Model:
         """How many layers have routed experts."""
         return sum(layer.is_moe for layer in self.layers)
 
+    def layer(self, number: int) -> Layer:
+        """A layer by its number; those behind the last are of its kind, in MTP modules."""
+        return self.layers[min(number, len(self.layers) - 1)]
+
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """Distinct layers with their counts, in order of first appearance."""
         return _layer_kinds(self)
+
+
+@lru_cache(maxsize=64)
+def with_mtp(model: Model, depths: int) -> Model:
+    """The model with another number of multi-token-prediction modules."""
+    if not 0 <= depths <= MOST_MTP:
+        raise MoesimError(f"{depths} multi-token-prediction modules: give 0 to {MOST_MTP}")
+    return model if depths == model.mtp_layers else replace(model, mtp_layers=depths)
 
 
 @lru_cache(maxsize=256)

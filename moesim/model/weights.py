@@ -164,8 +164,12 @@ def mtp_parameters(model: Model) -> int:
     A module is the model's last layer, a projection [2 hidden, hidden] and three norms (DeepSeek-V3,
     arXiv:2412.19437 section 2.2).
     """
-    module = layer_parameters(model, model.layers[-1]).total + 2 * model.hidden**2 + 3 * _norm(model)
-    return model.mtp_layers * module
+    return model.mtp_layers * layer_parameters(model, model.layers[-1]).total + mtp_joints(model)
+
+
+def mtp_joints(model: Model) -> int:
+    """Of these parameters those outside layers: projections and norms."""
+    return model.mtp_layers * (2 * model.hidden**2 + 3 * _norm(model))
 
 
 def _feed_forward(part: Part, hidden: int, width: int, *, gated: bool, bias: bool) -> tuple[Projection, ...]:

@@ -107,9 +107,17 @@ def forward_flops(model: Model, queries: float, past: float = 0.0, *, outputs: f
     return layers + 2.0 * (queries if outputs is None else outputs) * model.hidden * model.vocab
 
 
+def mtp_flops(model: Model, queries: float) -> float:
+    """Forward FLOPs of the multi-token-prediction modules on one sequence: of each a layer of the last one's kind, a
+    projection [2 hidden, hidden] and a pass through the head (DeepSeek-V3, arXiv:2412.19437 section 2.2)."""
+    matrices = 2.0 * queries * model.hidden * (2.0 * model.hidden + model.vocab)
+    return model.mtp_layers * (layer_flops(model, model.layers[-1], queries) + matrices)
+
+
 def training_flops(model: Model, sequence: float) -> float:
-    """Model FLOPs of training on one sequence of that length: 3 x forward, no recompute counted."""
-    return TRAINING_PASSES * forward_flops(model, sequence)
+    """Model FLOPs of training on one sequence of that length, MTP modules included: 3 x forward, no recompute
+    counted."""
+    return TRAINING_PASSES * (forward_flops(model, sequence) + mtp_flops(model, sequence))
 
 
 def flops_per_token(model: Model, context: float, *, training: bool = False) -> float:

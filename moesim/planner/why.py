@@ -16,7 +16,8 @@ from moesim.strategy import Strategy
 NAMES: Final = {
     "experts": "expert GEMMs",
     "attention": "attention with its projections",
-    "dense": "dense and shared GEMMs, embedding and head",
+    "dense": "dense and shared GEMMs",
+    "head": "output head, once more for every MTP module",
     "gate": "routing and permutation",
     "imbalance": "waiting for the busiest experts",
     "all-to-all": "exposed all-to-all",

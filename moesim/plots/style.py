@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLOURS: Final = {
     "attention": "#0072B2",
     "dense": "#56B4E9",
+    "head": "#14213D",
     "experts": "#009E73",
     "imbalance": "#D55E00",
     "gate": "#F0E442",

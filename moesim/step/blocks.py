@@ -32,6 +32,7 @@ KV_DTYPE: Final = "bf16"
 UPWARD: Final = ("q_b", "kv_b")  # from the latent vectors of mla
 TRAFFIC: Final = {"forward": 1, "data": 2, "weights": 0}  # of a memory-bound kernel: reads two tensors backward
 Part = Literal["forward", "data", "weights"]
+PASSES: Final[tuple[tuple[Part, ...], ...]] = ("forward",), ("data", "weights")  # forward, backward
 
 
 def tokens_per_tp_group(scenario: Scenario, micro_batch: float, cp: int) -> float:
@@ -150,7 +151,7 @@ def resized(scenario: Scenario, layer: Layer, name: str, tokens: float, part: Pa
 
 
 @lru_cache(maxsize=4096)
-def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool, part: str = "all") -> Price:
+def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
     """Output GEMM and softmax: every position in training, one per sequence in serving.
 
     In training, sequence-parallel tokens are gathered before it; backward their gradients leave, and the
@@ -159,18 +160,34 @@ def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool,
     work, model = scenario.workload, scenario.model
     positions = tokens_per_tp_group(scenario, micro_batch, cp) if work.trains else float(micro_batch)
     matrix = Projection("head", "dense", model.hidden, model.vocab, "out")
-    loss = _elementwise(scenario, positions, 4.0 * model.vocab / tp)
-    chosen: dict[str, tuple[Part, ...]] = {"all": ("data", "weights"), "data": ("data",), "weights": ("weights",)}
-    found = NOTHING
-    for each in chosen[part] if backward else ("forward",):
+    found = _elementwise(scenario, positions, 4.0 * model.vocab / tp)
+    for each in PASSES[backward]:
         found = both(_gemms(scenario, [matrix], positions, tp, each, dtype="bf16"), found)
-    if part != "weights":
-        found = both(found, loss)
-        if work.trains and tp > 1:
-            group = groups(Strategy(tp=tp), scenario.cluster)["tp"]
-            found = both(found, tp_scatter(scenario, group, positions, splits_tokens=True) if backward
-                         else tp_gather(scenario, group, positions))  # fmt: skip
-    return found._replace(family="dense")
+    if work.trains and tp > 1:
+        found = both(found, _over_tp(scenario, tp, positions, leave=backward))
+    return found._replace(family="head")
+
+
+@lru_cache(maxsize=4096)
+def mtp_joint(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
+    """How an MTP module makes the input of its layer (DeepSeek-V3, arXiv:2412.19437 equation 21): the norms of hidden
+    states and embedding, side by side, times [2 hidden, hidden]. Tensor parallelism splits the outputs, which are
+    gathered, from gathered inputs, as in Megatron-Core."""
+    tokens, hidden = tokens_per_tp_group(scenario, micro_batch, cp), scenario.model.hidden
+    matrix = Projection("joint", "dense", 2 * hidden, hidden, "out")
+    found = _elementwise(scenario, tokens / tp, 8.0 * hidden * (1 + backward))
+    for each in PASSES[backward]:
+        found = both(_gemms(scenario, [matrix], tokens, tp, each), found)
+    if tp > 1:
+        ways = _over_tp(scenario, tp, 2.0 * tokens, leave=backward), _over_tp(scenario, tp, tokens, leave=False)
+        found = both(found, both(*ways))
+    return found._replace(family="head")
+
+
+def _over_tp(scenario: Scenario, tp: int, tokens: float, *, leave: bool) -> Price:
+    """Tokens gathered over tensor parallelism, or gradients of them that leave."""
+    group = groups(Strategy(tp=tp), scenario.cluster)["tp"]
+    return tp_scatter(scenario, group, tokens, splits_tokens=True) if leave else tp_gather(scenario, group, tokens)
 
 
 def recompute_selective(scenario: Scenario, layer: Layer, tp: int, tokens: float, copies: float) -> Price:

@@ -21,7 +21,7 @@ from moesim.program import RANK_STREAMS, Passes
 from moesim.step.ends import Ends, ends
 from moesim.step.experts import class_weights
 from moesim.step.layers import batched, slowed
-from moesim.step.parts import HEAD_SHARES, by_class, head, layer_counts, layer_pass
+from moesim.step.parts import HEAD_SHARES, by_class, head, layer_counts, layer_pass, split_in
 from moesim.step.passes import LayerPass, pass_key
 from moesim.step.play import step_seconds
 from moesim.step.price import Price
@@ -90,7 +90,7 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
     key = pass_key(scenario, strategy)
     turns, pairs = _turns(passes, stage)
     for kind, by_part in turns.items():  # [part, micro-batch class]
-        for layer, count in layer_counts(scenario, strategy.parts).items():  # [part, layer class]
+        for layer, count in layer_counts(scenario, split_in(scenario, strategy)).items():  # [part, layer class]
             if (count.T @ by_part).any():
                 one = layer_pass(scenario, layer, key, strategy.recompute, kind)
                 _add_pass(ledger, one, count.T @ by_part, strategy.ep)
@@ -166,7 +166,7 @@ def _mean_rank(priced: Price, ranks: int, times: FloatArray) -> float:
 
 def _add_ends(ledger: _Ledger, end: Ends, times: StepTimes, passes: Passes, stage: int, step_s: float) -> None:
     """Optimizer; data parallelism and transfers as what the step loses without them; the rest is bubble."""
-    for one in (end.gather[stage], end.reduce[stage], end.send[stage]):
+    for one in (end.gather[stage], end.reduce[stage], end.tie[stage], end.send[stage]):
         ledger.rest_on(one, float(one.seconds.sum()))
     ledger.add(end.optimizer[stage], float(end.optimizer[stage].seconds.sum()))
     left = max(0.0, step_s - sum(ledger.seconds.values()))

@@ -6,8 +6,15 @@ from typing import Final, NamedTuple
 from moesim.cluster import Group
 from moesim.collectives import point_to_point
 from moesim.compute import memory_bound
-from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, ends_by_stage, held_by_stage
-from moesim.stages import layers_on_stages
+from moesim.memory import (
+    GRADIENT_BYTES,
+    TRAINING_WEIGHT_BYTES,
+    embedding_copies,
+    ends_by_stage,
+    held_by_stage,
+)
+from moesim.model import embedding_parameters
+from moesim.stages import Split, layers_on_stages, split_of
 from moesim.step import blocks
 from moesim.step.price import NOTHING, Price, both, price
 from moesim.step.scenario import Scenario
@@ -26,6 +33,7 @@ class Ends(NamedTuple):
     gather: list[Price]  # ZeRO 1: weights before the first forward
     reduce: list[Price]  # gradients after the last backward
     optimizer: list[Price]
+    tie: list[Price]  # gradients of an embedding that the first and the last stage share, after these
     zero: int = 0  # from stage 2 on, passes reduce (3: and gather) their layers themselves
 
 
@@ -36,8 +44,8 @@ class _Layout(NamedTuple):
     ep: int
     etp: int
     pp: int
+    split: Split
     schedule: str
-    virtual: int
 
 
 def ends(scenario: Scenario, strategy: Strategy) -> Ends:
@@ -47,12 +55,28 @@ def ends(scenario: Scenario, strategy: Strategy) -> Ends:
     send = [_transfer(scenario, rows, same) for same in _same_node(strategy, scenario.cluster.gpus_per_node)]
     nothing = [NOTHING] * strategy.pp
     if not scenario.workload.trains:
-        return Ends(send, nothing, nothing, nothing)
+        return Ends(send, nothing, nothing, nothing, nothing)
     g = groups(strategy, scenario.cluster)
-    layout = _Layout(strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.schedule, strategy.virtual)
+    split = split_of(scenario.model, scenario.workload, strategy)
+    layout = _Layout(strategy.tp, strategy.ep, strategy.etp, strategy.pp, split, strategy.schedule)
     once = [_once_per_step(scenario, g["dp"], g["expert_dp"], strategy.zero, layout, stage) for stage in stages]
     gather, reduce, optimizer = (list(column) for column in zip(*once, strict=True))
-    return Ends(send, gather, reduce, optimizer, strategy.zero)
+    return Ends(send, gather, reduce, optimizer, _tie(scenario, strategy), strategy.zero)
+
+
+def shares_embedding(scenario: Scenario, strategy: Strategy) -> bool:
+    """Whether a stage has a copy of the embedding."""
+    return bool(embedding_copies(scenario.model, strategy.pp, strategy.virtual, strategy.schedule).any())
+
+
+def _tie(scenario: Scenario, strategy: Strategy) -> list[Price]:
+    """The first and the last stage sum the gradients of their embeddings (Megatron-Core's finalize_model_grads)."""
+    found = [NOTHING] * strategy.pp
+    if shares_embedding(scenario, strategy):
+        pair = Group(size=2, per_node=2 if strategy.world <= scenario.cluster.gpus_per_node else 1)
+        size = embedding_parameters(scenario.model) / strategy.tp * GRADIENT_BYTES
+        found[0] = found[-1] = blocks.collective(scenario, "dp", "all_reduce", pair, size)
+    return found
 
 
 def _same_node(strategy: Strategy, node: int) -> list[bool]:
@@ -76,8 +100,9 @@ def _once_per_step(
     """Weights gathered, gradients reduced, optimizer of one stage."""
     held = held_by_stage(scenario.model, *layout)
     parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
-    outside = ends_by_stage(scenario.model, *layout[3:])[stage] / layout.tp  # embedding and head
-    layers = max(1.0, layers_on_stages(len(scenario.model.layers), *layout[3:])[stage])
+    virtual = len(layout.split) // layout.pp
+    outside = ends_by_stage(scenario.model, layout.pp, virtual, layout.schedule)[stage] / layout.tp
+    layers = max(1.0, layers_on_stages(scenario.model, layout.split, layout.pp, layout.schedule)[stage])
     # Stage 3 gathers layers, stages 2 and 3 reduce them inside the passes, each behind its neighbour's compute:
     # all but the first gather and the last reduction of a step, which have no neighbour.
     edge = ((dp, outside + (held.dense[stage] - outside) / layers), (expert_dp, held.expert[stage] / layers))

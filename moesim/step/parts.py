@@ -1,4 +1,5 @@
-"""Passes through a part of the model: sums of layer passes over its layers; the head with the last part.
+"""Passes through a part of the model: sums of layer passes over its layers; the head with the last part, where MTP
+modules, whose layers are the last ones, pass it again.
 
 A layer pass ends with all ranks together (every MoE layer closes with a collective), so the sum over a part's
 layers is exact. In a pair the first layer of the forward runs beside the last one of the backward's part, the second
@@ -14,12 +15,12 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.model import Layer
 from moesim.schedule import SCHEDULES, Pipe
-from moesim.stages import part_layers
+from moesim.stages import Split, part_layers, split_of
 from moesim.step import blocks
 from moesim.step.layers import LayerPlayer
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pair_pass, pass_key
-from moesim.step.price import Price
-from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
+from moesim.step.price import Price, both, scaled
+from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes
 from moesim.strategy import Strategy
 
 HEAD_SHARES: Final = {"data": 0.5, "weights": 0.5}  # of its backward pass: two GEMMs of equal work
@@ -59,7 +60,7 @@ def part_passes(scenario: Scenario, strategy: Strategy, play: LayerPlayer) -> Pa
     """Sum layer passes into part passes."""
     key = pass_key(scenario, strategy)
     by_layer: dict[str, list[FloatArray]] = {}
-    counts = layer_counts(scenario, strategy.parts)  # of each distinct layer: [part, layer class]
+    counts = layer_counts(scenario, split_in(scenario, strategy))  # of each distinct layer: [part, layer class]
     classes = next(iter(counts.values())).shape[1]
     for kind in kinds(scenario, strategy):
         passes = [layer_pass(scenario, layer, key, strategy.recompute, kind) for layer in counts]
@@ -69,7 +70,7 @@ def part_passes(scenario: Scenario, strategy: Strategy, play: LayerPlayer) -> Pa
 
 def summed(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[FloatArray]]) -> PartPasses:
     """``by_layer[kind]`` are seconds of the passes of each distinct layer, [..., layer class, micro-batch class]."""
-    counts = list(layer_counts(scenario, strategy.parts).values())
+    counts = list(layer_counts(scenario, split_in(scenario, strategy)).values())
     found = {kind: _over_layers(counts, seconds) for kind, seconds in by_layer.items() if kind != "pair"}
     for kind, total in found.items():
         total[..., -1, :] += head_seconds(scenario, strategy, kind)
@@ -83,7 +84,8 @@ def summed(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[Floa
 def _pairs(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[FloatArray]]) -> FloatArray:
     """Seconds of each part's forward beside the backward of each of its partners."""
     meet = partners(strategy)
-    paired, ahead, behind = (list(counts.values()) for counts in pair_counts(scenario, strategy.parts, meet))
+    every = pair_counts(scenario, split_in(scenario, strategy), meet)
+    paired, ahead, behind = (list(counts.values()) for counts in every)
     forward = _over_layers(paired, by_layer["pair"]) + _over_layers(ahead, by_layer["forward"])
     backward = _over_layers(behind, by_layer["backward"])
     last, each = strategy.parts - 1, len(meet[0])
@@ -106,14 +108,24 @@ def _over_layers(counts: list[FloatArray], seconds: list[FloatArray]) -> FloatAr
 
 
 def head_seconds(scenario: Scenario, strategy: Strategy, kind: str) -> float:
-    """Seconds of the output layer in one kind of pass."""
+    """Seconds of ``head`` in one kind of pass."""
     whole = float(head(scenario, strategy, backward=kind != "forward").seconds.sum())
     return whole * HEAD_SHARES.get(kind, 1.0)
 
 
 def head(scenario: Scenario, strategy: Strategy, *, backward: bool) -> Price:
-    """The output layer of one micro-batch."""
-    return blocks.head(scenario, strategy.tp, strategy.cp, strategy.micro_batch, backward)
+    """What the last part does for one micro-batch beside its layers."""
+    return _head(scenario, strategy.tp, strategy.cp, strategy.micro_batch, backward)
+
+
+@lru_cache(maxsize=4096)
+def _head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
+    """The output layer; of every MTP module another pass through it, and the module's input."""
+    once, depths = blocks.head(scenario, tp, cp, micro_batch, backward), scenario.model.mtp_layers
+    if not depths:
+        return once
+    joint = blocks.mtp_joint(scenario, tp, cp, micro_batch, backward)
+    return both(scaled(once, 1.0 + depths), scaled(joint, float(depths)))
 
 
 def by_class(seconds: FloatArray, classes: int) -> FloatArray:
@@ -123,19 +135,24 @@ def by_class(seconds: FloatArray, classes: int) -> FloatArray:
     return seconds.reshape(classes, BATCH_CLASSES)
 
 
+def split_in(scenario: Scenario, strategy: Strategy) -> Split:
+    """How many layers each part of a strategy has."""
+    return split_of(scenario.model, scenario.workload, strategy)
+
+
 @lru_cache(maxsize=256)
-def layer_counts(scenario: Scenario, parts: int) -> dict[Layer, FloatArray]:
+def layer_counts(scenario: Scenario, split: Split) -> dict[Layer, FloatArray]:
     """For each distinct layer, how many of each class a part holds: count[part, class]."""
-    return _counted(scenario, part_layers(scenario.model, parts))
+    return _counted(scenario, part_layers(scenario.model, split))
 
 
 @lru_cache(maxsize=64)
 def pair_counts(
-    scenario: Scenario, parts: int, meet: tuple[tuple[int, ...], ...]
+    scenario: Scenario, split: Split, meet: tuple[tuple[int, ...], ...]
 ) -> tuple[dict[Layer, FloatArray], ...]:
     """The same of the layers of every part with each of its partners: those that run beside another one; those of
     the forward that are left over; those of the backward."""
-    layers = part_layers(scenario.model, parts)
+    layers = part_layers(scenario.model, split)
     pairs = [(layers[part], layers[partner]) for part, own in enumerate(meet) for partner in own]
     both = [min(len(forward), len(backward)) for forward, backward in pairs]
     return (
@@ -146,11 +163,9 @@ def pair_counts(
 
 
 def _counted(scenario: Scenario, parts: list[range]) -> dict[Layer, FloatArray]:
-    of_layer, shares = layer_classes(scenario)
-    numbers = iter(of_layer)
-    class_of = [next(numbers) if layer.is_moe else 0 for layer in scenario.model.layers]
-    counts = {kind.layer: np.zeros((len(parts), max(1, len(shares)))) for kind in scenario.model.layer_kinds()}
-    for part, indices in enumerate(parts):
-        for index in indices:
-            counts[scenario.model.layers[index]][part, class_of[index]] += 1
+    classes = max(1, len(layer_classes(scenario)[1]))
+    counts = {kind.layer: np.zeros((len(parts), classes)) for kind in scenario.model.layer_kinds()}
+    for part, numbers in enumerate(parts):
+        for number in numbers:
+            counts[scenario.model.layer(number)][part, class_of(scenario, number)] += 1
     return counts

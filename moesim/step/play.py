@@ -20,8 +20,8 @@ from moesim.cost import FloatArray
 from moesim.player import Played, play_batched, play_events
 from moesim.program import Passes, pipeline
 from moesim.schedule import SCHEDULES, Pipe
-from moesim.stages import layers_on_stages
-from moesim.step.ends import Ends, ends
+from moesim.stages import layers_on_stages, split_of
+from moesim.step.ends import Ends, ends, shares_embedding
 from moesim.step.parts import PartPasses
 from moesim.step.scenario import BATCH_CLASSES, Scenario
 from moesim.step.times import StepTimes, step_times
@@ -35,6 +35,7 @@ def passes_of(scenario: Scenario, strategy: Strategy) -> Passes:
     """The shape of the pipeline."""
     trains = scenario.workload.trains
     copies = SCHEDULES[strategy.schedule].copies
+    replicas = max(strategy.dp * strategy.cp, strategy.expert_dp) * copies
     return Passes(
         stages=strategy.pp,
         micro_batches=strategy.micro_batches(scenario.workload.sequences),
@@ -43,14 +44,15 @@ def passes_of(scenario: Scenario, strategy: Strategy) -> Passes:
         virtual=strategy.virtual,
         backward=trains,
         rounds=DECODE_ROUNDS if scenario.workload.kind == "decode" else 1,
-        reduces=trains and (strategy.dp * strategy.cp * copies > 1 or strategy.expert_dp * copies > 1),
+        reduces=trains and (replicas > 1 or shares_embedding(scenario, strategy)),
     )
 
 
 def times_of(scenario: Scenario, strategy: Strategy, parts: PartPasses, end: Ends | None = None) -> StepTimes:
     """Seconds of every op of a strategy's pipeline; ``end`` if known."""
     schedule = strategy.schedule if scenario.workload.trains else "1f1b"
-    layers = layers_on_stages(len(scenario.model.layers), strategy.pp, schedule, strategy.virtual)
+    split = split_of(scenario.model, scenario.workload, strategy)
+    layers = layers_on_stages(scenario.model, split, strategy.pp, schedule)
     parts_of_stage = len(SCHEDULES[schedule].holds(0, Pipe(strategy.pp, 0, strategy.virtual)))
     return step_times(parts, layers, end or ends(scenario, strategy), parts_of_stage)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from moesim.cluster import Cluster
 from moesim.cost import FloatArray
-from moesim.model import Model
+from moesim.errors import MoesimError
+from moesim.model import Model, with_mtp
 from moesim.profile import Profile, load_profile
 from moesim.routing import Routing, imbalance, popularity
 from moesim.workload import Workload
@@ -40,11 +41,22 @@ class Scenario:
 
 
 def make_scenario(
-    model: Model, cluster: Cluster, workload: Workload, routing: Routing, *, seed: int = 0, average: bool = False
+    model: Model,
+    cluster: Cluster,
+    workload: Workload,
+    routing: Routing,
+    *,
+    seed: int = 0,
+    average: bool = False,
+    mtp: int | None = None,
 ) -> Scenario:
-    """Join the parts and find the GPU's profile."""
+    """Join the parts and find the GPU's profile. Training has the MTP modules of the model, or ``mtp`` of them;
+    serving has none."""
+    if mtp is not None and not workload.trains:
+        raise MoesimError(f"{mtp} multi-token-prediction modules in a {workload.kind} workload: they are for training")
+    depths = mtp if mtp is not None else model.mtp_layers
     return Scenario(
-        model=model, cluster=cluster, workload=workload, routing=routing,
+        model=with_mtp(model, depths if workload.trains else 0), cluster=cluster, workload=workload, routing=routing,
         profile=load_profile(cluster.gpu), seed=seed, average=average,
     )  # fmt: skip
 
@@ -66,6 +78,14 @@ def layer_classes(scenario: Scenario) -> tuple[tuple[int, ...], FloatArray]:
     for number, group in enumerate(members):
         of_layer[group] = number
     return tuple(int(c) for c in of_layer), shares[middle]
+
+
+def class_of(scenario: Scenario, number: int) -> int:
+    """Class of a layer by its number; an MTP layer is like the last one. A dense layer is alike in all classes."""
+    number = min(number, len(scenario.model.layers) - 1)
+    if not scenario.model.layers[number].is_moe:
+        return 0
+    return layer_classes(scenario)[0][sum(layer.is_moe for layer in scenario.model.layers[:number])]
 
 
 def draws(scenario: Scenario) -> int:

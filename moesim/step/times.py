@@ -29,7 +29,7 @@ class StepTimes(NamedTuple):
     gather_chunk: FloatArray  # of each further part
     reduce_chunk: FloatArray  # of each part but the last
     reduce_rest: FloatArray  # of the last part but its last layer
-    reduce_last: FloatArray  # of the layer whose backward pass comes last
+    reduce_last: FloatArray  # of the layer whose backward pass comes last; of a shared embedding
     optimizer: FloatArray
 
     def by_key(self) -> dict[str, FloatArray]:
@@ -53,7 +53,9 @@ class StepTimes(NamedTuple):
 def step_times(parts: PartPasses, layers: tuple[float, ...], end: Ends, parts_of_stage: int = 1) -> StepTimes:
     """Join part passes with what happens once per step. ``layers`` are those of each stage, ``parts_of_stage``
     says in how many parts they are."""
-    send, gather, reduce, optimizer = (np.array([float(one.seconds.sum()) for one in column]) for column in end[:4])
+    send, gather, reduce, optimizer, tie = (
+        np.array([float(one.seconds.sum()) for one in column]) for column in end[:5]
+    )
     one_layer = np.minimum(1.0 / np.maximum(1, np.array(layers)), 1.0 / parts_of_stage)
     # from ZeRO 2 (weights: 3) on the passes use the dp stream for their layers: embedding and head go after or before
     # them, at once
@@ -63,7 +65,7 @@ def step_times(parts: PartPasses, layers: tuple[float, ...], end: Ends, parts_of
     return StepTimes(
         *parts, send,
         gather * first, gather * (come - first), gather * come * (come < 1.0),
-        reduce * leave * (leave < 1.0), reduce * (leave - last), reduce * last, optimizer,
+        reduce * leave * (leave < 1.0), reduce * (leave - last), reduce * last + tie, optimizer,
     )  # fmt: skip
 
 

@@ -19,13 +19,13 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.player import Played
 from moesim.program import RANK_STREAMS, Passes
-from moesim.stages import part_layers
+from moesim.stages import part_layers, split_of
 from moesim.step.experts import RANK_CLASSES
 from moesim.step.layers import draws_of, play_draw
 from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes, partners
 from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
 from moesim.step.play import passes_of, play_pipeline, times_of
-from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
+from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes
 from moesim.step.times import stage_work
 from moesim.strategy import Strategy, show
 from moesim.timeline import Span, chrome_trace
@@ -142,7 +142,7 @@ def _step_s(spans: list[Span]) -> float:
 def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[str, Inside]:
     """What runs inside a pass, by its key in the pipeline."""
     found: dict[str, Inside] = {}
-    parts = part_layers(scenario.model, strategy.parts)
+    parts = part_layers(scenario.model, split_of(scenario.model, scenario.workload, strategy))
     last = strategy.parts - 1
 
     def layers(what: str, numbers: Iterable[int], turn: int) -> Inside:
@@ -172,14 +172,9 @@ def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[str, 
 
 
 def _play_of(scenario: Scenario, strategy: Strategy, plays: _Plays, number: int, what: str, turn: int) -> Played:
-    layer, key = scenario.model.layers[number], pass_key(scenario, strategy)
+    layer, key = scenario.model.layer(number), pass_key(scenario, strategy)
     played = plays.played(layer_pass(scenario, layer, key, strategy.recompute, what))
-    return played[0] if len(played) == 1 else played[_layer_class(scenario, number) * BATCH_CLASSES + turn]
-
-
-def _layer_class(scenario: Scenario, number: int) -> int:
-    before = sum(layer.is_moe for layer in scenario.model.layers[:number])
-    return layer_classes(scenario)[0][before]
+    return played[0] if len(played) == 1 else played[class_of(scenario, number) * BATCH_CLASSES + turn]
 
 
 def _head(scenario: Scenario, strategy: Strategy, what: str) -> Played:

@@ -24,7 +24,7 @@ from moesim.planner.space import Options, Variant, layouts
 from moesim.step.passes import backward_pass, forward_pass, pass_key
 from moesim.step.scenario import Scenario
 from moesim.strategy import RECOMPUTE, Strategy, why_not
-from moesim.validate.training_rows import Run, fits_in_memory, least_recompute
+from moesim.validate.training_rows import Run, evenly, fits_in_memory, least_recompute
 
 PLAIN: Final = Variant("linear", 1, "none", "contiguous")
 WITHIN: Final = 1.3  # of the lowest bound
@@ -68,9 +68,10 @@ def _frames(scenario: Scenario, run: Run) -> Iterator[Strategy]:
     """Members that can run."""
     family, dropping = MEMBERS[run.family], 1.0 if run.drops else None
     for layout in layouts(scenario):
-        if not family.holds(layout) or len(run.model.layers) % layout.pp:
+        layers = evenly(run.model, layout.pp)
+        if not family.holds(layout) or layers is None:
             continue
-        sized = replace(layout, zero=family.zero, capacity_factor=dropping)
+        sized = replace(layout, zero=family.zero, capacity_factor=dropping, layers=layers)
         if why_not(run.model, run.cluster, run.workload, sized) is not None:
             continue
         best = least_recompute(run, [replace(sized, recompute=what) for what in RECOMPUTE])

@@ -10,6 +10,10 @@ one rule for all rows, never by row:
     schedule      interleaved with virtual stages, DualPipe where the system is named after it, else 1F1B
     all-to-all    LIBRARIES: what the software of that time offers, the fastest of it; not overlapped
     routing       uniform popularity, drawn by chance; capacity factor 1 where the source drops tokens
+    layers        those that divide over PP x VP are divided evenly (Megatron's default), others balanced (``stages``:
+                  DeepSeek-V3's recipes in Megatron-Bridge have that layout)
+    MTP           the model's modules where the row's FLOPs per token, given or TFLOP/s over tokens/s, exceed those of
+                  the model alone by more than 2 %, or where it has neither; else none
     precision     BF16; FP8, FP8-CS -> fp8; FP8 blockwise, FP8 mixed -> fp8_block; FP8-MX, MXFP8 -> fp8 where the
                   tensor cores apply the scales (Blackwell: the data sheet's FP8 peak), else fp8_block
 
@@ -25,7 +29,7 @@ from moesim.cluster import Cluster
 from moesim.errors import MoesimError
 from moesim.memory import memory
 from moesim.metrics import does_not_fit
-from moesim.model import Model, training_flops
+from moesim.model import Model, training_flops, with_mtp
 from moesim.strategy import RECOMPUTE, Strategy, load_strategy, why_not
 from moesim.units import TFLOPS
 from moesim.validate.figures import Row, SkipError, find_cluster, find_model, number, positive, whole
@@ -76,7 +80,7 @@ def read_run(row: Row) -> Run:
     """The run of a row; SkipError where the row leaves open what no rule decides."""
     if row.get("quality") not in (None, "table"):
         raise SkipError(f"quality of the figure: {row['quality']}")
-    model = find_model(str(row["model"]))
+    model = _trained(row, find_model(str(row["model"])))
     cluster = find_cluster(str(row["gpu"]), whole(row, "gpus"))
     dtype = precision(str(row["precision"]), cluster)
     family = str(row.get("framework")) if row.get("framework") in FAMILIES else ""
@@ -89,6 +93,31 @@ def read_run(row: Row) -> Run:
         return run
     made = _strategies(row, run, choices)
     return run._replace(strategies=made)
+
+
+def _trained(row: Row, model: Model) -> Model:
+    """The model with or without its MTP modules, by the FLOPs that the source counts."""
+    counted = _flops_per_token(row)
+    if counted is None:
+        return model
+    alone = with_mtp(model, 0)
+    sequence = whole(row, "seq")
+    return model if counted > OTHER_FLOPS * training_flops(alone, sequence) / sequence else alone
+
+
+def _flops_per_token(row: Row) -> float | None:
+    """The source's count; None where it cannot be told."""
+    if row.get("gflop_per_token") is not None:
+        return positive(row, "gflop_per_token") * 1e9
+    if row["tok_s_gpu"] is None or row["tflops_gpu"] is None:
+        return None
+    return positive(row, "tflops_gpu") * TFLOPS / positive(row, "tok_s_gpu")
+
+
+def evenly(model: Model, parts: int) -> tuple[int, ...] | None:
+    """The layers of each part where they divide."""
+    each, rest = divmod(len(model.layers), parts)
+    return None if rest else (each,) * parts
 
 
 def precision(name: str, cluster: Cluster) -> str:
@@ -134,7 +163,8 @@ def _strategies(row: Row, run: Run, choices: dict[str, Any]) -> tuple[Strategy, 
     made, reasons = [], []
     for name in _libraries(row, run, choices["ep"]):
         try:
-            kept = [load_strategy(choices | {"all_to_all": name, "recompute": r}, run.cluster.gpus) for r in RECOMPUTE]
+            one = choices | {"all_to_all": name, "layers": evenly(run.model, choices["pp"] * choices.get("virtual", 1))}
+            kept = [load_strategy(one | {"recompute": r}, run.cluster.gpus) for r in RECOMPUTE]
         except MoesimError as error:
             raise SkipError(str(error)) from None
         reason = why_not(run.model, run.cluster, run.workload, kept[0])
@@ -161,8 +191,8 @@ def fits_in_memory(run: Run, strategy: Strategy) -> bool:
 def _speed(row: Row, model: Model, workload: Workload) -> tuple[float | None, tuple[str, ...]]:
     """Measured tokens/s per GPU; None for a run that was out of memory."""
     ours = training_flops(model, workload.queries) / workload.queries
-    given = row.get("gflop_per_token")
-    counted = ours if given is None else positive(row, "gflop_per_token") * 1e9
+    given = _flops_per_token(row)
+    counted = ours if given is None else given
     more = counted > OTHER_FLOPS * ours
     remarks = (f"{counted / 1e9:.0f} GFLOP/token counted, {ours / 1e9:.0f} predicted",) if more else ()
     if row["tok_s_gpu"] is not None:

@@ -7,10 +7,8 @@ Ranks are numbered tp innermost, then cp, dp, pp; within a pipeline stage expert
 then ep. With tp > 1 the tokens between the blocks are split over tp (sequence parallelism).
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import gcd, isfinite
-from pathlib import Path
 from typing import Any, Final
 
 from moesim.alltoall import ALGORITHMS, FUSED, WORKLOADS, unsupported
@@ -40,7 +38,7 @@ CHOICES: Final[dict[str, tuple[Any, ...]]] = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strategy:
     """One configuration. ``micro_batch`` is sequences per micro-batch and data-parallel rank, ``virtual`` parts of
-    the model per pipeline stage."""
+    the model per pipeline stage, ``layers`` how many layers each part holds."""
 
     dp: int = 1
     tp: int = 1
@@ -58,6 +56,7 @@ class Strategy:
     virtual: int = 1
     placement: str = "contiguous"
     capacity_factor: float | None = None  # None: dropless; 0: what drops nothing; below: at most that
+    layers: tuple[int, ...] | None = None  # None: so that the largest part is least (``stages``)
 
     def __post_init__(self) -> None:
         for name in ("dp", "tp", "ep", "etp", "pp", "cp", "micro_batch", "chunks", "virtual"):
@@ -78,6 +77,13 @@ class Strategy:
             )
         if self.capacity_factor is not None and not isfinite(self.capacity_factor):
             raise MoesimError(f"strategy has capacity_factor={self.capacity_factor}: give a number")
+        if self.layers is not None and (
+            len(self.layers) != self.parts or min((*self.layers[:-1], self.layers[-1] + 1)) < 1
+        ):
+            raise MoesimError(
+                f"strategy has layers={','.join(map(str, self.layers))}: give at least 1 for each of the "
+                f"pp x virtual = {self.parts} parts; the last, which has the head, may have 0"
+            )
 
     @property
     def world(self) -> int:
@@ -103,10 +109,10 @@ class Strategy:
         return max(1, sequences // (self.dp * self.micro_batch))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-ready."""
+        return asdict(self) | {"layers": None if self.layers is None else list(self.layers)}
 
 
-ALIASES: Final = {"vp": "virtual"}  # other names of the same choice
 FIELDS: Final = {field.name: field for field in fields(Strategy)}
 
 
@@ -147,6 +153,10 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
         (strategy.world != cluster.gpus, "dp x cp x tp x pp differs from the number of GPUs"),
         (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
         (strategy.parts > len(model.layers), "more pipeline stages than layers"),
+        (
+            strategy.layers is not None and sum(strategy.layers) != len(model.layers),
+            f"layers= does not add up to the model's {len(model.layers)}",
+        ),
         (workload.sequences % strategy.dp, "dp does not divide the sequences of the batch"),
         (
             workload.sequences // strategy.dp % strategy.micro_batch,
@@ -203,98 +213,3 @@ def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
         elif ffn.width % strategy.tp:
             return "tp does not divide the dense width"
     return None
-
-
-def load_strategy(source: str | Mapping[str, Any], gpus: int, workload: Workload | None = None) -> Strategy:
-    """Read ``"dp=8 ep=8 …"``, the path of a YAML or JSON file, or a mapping. ``dp`` may be left out: what the other
-    degrees leave; so may ``micro_batch``: in serving all sequences of a rank, divided over its pipeline stages.
-
-    Raises MoesimError naming an unknown key, a value of the wrong type, or an impossible value.
-    """
-    values = dict(source) if isinstance(source, Mapping) else _read(source)
-    given: dict[str, Any] = {}
-    for alias, value in values.items():
-        name = ALIASES.get(alias, alias)
-        if name in given:
-            raise MoesimError(f"strategy gives {name} twice, once as {alias}: keep one of them")
-        given[name] = _convert(name, value)
-    if given.get("virtual", 1) > 1:
-        given.setdefault("schedule", "interleaved")
-    if "dp" not in given:
-        others = given.get("tp", 1) * given.get("pp", 1) * given.get("cp", 1)
-        if others < 1 or gpus % others:
-            raise MoesimError(f"strategy has tp x pp x cp = {others}, which does not divide {gpus} GPUs")
-        given["dp"] = gpus // others
-    if given.get("chunks", 1) > 1 and "overlap" not in given:
-        given["overlap"] = "chunked"
-    if workload is not None and not workload.trains and "micro_batch" not in given:
-        given["micro_batch"] = max(1, workload.sequences // max(1, given["dp"] * given.get("pp", 1)))
-    return Strategy(**given)
-
-
-def _read(text: str) -> dict[str, Any]:
-    path = Path(text)
-    if path.suffix in (".yaml", ".yml", ".json"):
-        return _read_file(path)
-    if text.lstrip().startswith("{"):
-        return _parse_yaml(text, "the strategy")
-    values: dict[str, Any] = {}
-    for part in text.split():
-        name, separator, value = part.partition("=")
-        if not separator or not value:
-            raise MoesimError(f"strategy part {part!r} is not key=value: write for example 'tp=2 ep=8'")
-        if name in values:
-            raise MoesimError(f"strategy gives {name} twice: keep one of them")
-        values[name] = value
-    return values
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoesimError(f"cannot read the strategy file {path}: {error}") from None
-    return _parse_yaml(text, str(path))
-
-
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MoesimError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise MoesimError(f"{where} holds {type(values).__name__}: write key: value pairs such as 'ep: 8'")
-    ranked = values.get("configurations")
-    if isinstance(ranked, list) and ranked and isinstance(ranked[0], dict):  # a whole plan: its first answer
-        values = ranked[0]
-    inner = values.get("strategy", values)
-    return dict(inner) if isinstance(inner, dict) else values
-
-
-def _convert(name: str, value: Any) -> Any:
-    if name not in FIELDS:
-        raise choice("strategy key", str(name), list(FIELDS))
-    if name == "capacity_factor":
-        return _number(name, value, float)
-    if name in ("recompute", "all_to_all", "overlap", "schedule", "placement"):
-        return str(value)
-    return _number(name, value, int)
-
-
-def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float | None:
-    if name == "capacity_factor" and value in (None, "none"):
-        return None
-    try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
-            raise ValueError
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        word = "a whole number" if kind is int else "a number"
-        raise MoesimError(f"strategy has {name}={value!r}: give {word}") from None
-
-
-def show(strategy: Strategy) -> str:
-    """``"dp=2 tp=1 …"``: every field, in the order ``load_strategy`` accepts."""
-    return " ".join(f"{name}={value}" for name, value in strategy.to_dict().items() if value is not None)
