@@ -19,6 +19,7 @@ NAMES: Final = {
     "dense": "dense and shared GEMMs, embedding and head",
     "gate": "routing and permutation",
     "imbalance": "waiting for the busiest experts",
+    "host": "waiting for the CPU to launch kernels",
     "all-to-all": "exposed all-to-all",
     "tp": "exposed tensor-parallel collectives",
     "cp": "exposed context-parallel collectives",

@@ -16,6 +16,7 @@ from moesim.model import Layer
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.stages import part_layers
 from moesim.step import blocks
+from moesim.step.launches import with_gap
 from moesim.step.layers import LayerPlayer
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pair_pass, pass_key
 from moesim.step.price import Price
@@ -113,7 +114,8 @@ def head_seconds(scenario: Scenario, strategy: Strategy, kind: str) -> float:
 
 def head(scenario: Scenario, strategy: Strategy, *, backward: bool) -> Price:
     """The output layer of one micro-batch."""
-    return blocks.head(scenario, strategy.tp, strategy.cp, strategy.micro_batch, backward)
+    whole = blocks.head(scenario, strategy.tp, strategy.cp, strategy.micro_batch, backward)
+    return with_gap(scenario, strategy.capacity_factor, whole)
 
 
 def by_class(seconds: FloatArray, classes: int) -> FloatArray:
