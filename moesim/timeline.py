@@ -20,6 +20,7 @@ LANES: Final = {
     "compute": "compute",
     "comm": "communication",
     "dp": "weights and gradients (dp)",
+    "host": "launches by the CPU",
 }
 
 

@@ -9,7 +9,6 @@ from moesim.cost import BASIS, ESTIMATED, Cost, FloatArray
 from moesim.errors import MoesimError, choice
 from moesim.profile import DataSheet, Measured, Profile
 
-LAUNCH_GAP_S: Final = 2e-6  # median gap between kernels on a compute stream: DeepSeek's H800 training trace (2025)
 DTYPES: Final = ("bf16", "fp8", "fp8_block", "int4", "ternary")
 WEIGHT_BYTES: Final = {  # stored bytes of one value, scales included (int4: one 8-bit scale for 32 values)
     "bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "int4": 0.53125, "ternary": 0.25,

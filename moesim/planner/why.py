@@ -20,6 +20,7 @@ NAMES: Final = {
     "head": "output head, once more for every MTP module",
     "gate": "routing and permutation",
     "imbalance": "waiting for the busiest experts",
+    "host": "waiting for the CPU to launch kernels",
     "all-to-all": "exposed all-to-all",
     "tp": "exposed tensor-parallel collectives",
     "cp": "exposed context-parallel collectives",

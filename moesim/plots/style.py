@@ -24,6 +24,7 @@ COLOURS: Final = {
     "head": "#14213D",
     "experts": "#009E73",
     "imbalance": "#D55E00",
+    "host": "#8C6D31",
     "gate": "#F0E442",
     "recompute": "#9AE1B0",
     "all-to-all": "#E69F00",

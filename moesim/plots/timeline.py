@@ -52,6 +52,7 @@ FAMILIES: Final = {
     "attention": "attention", "ffn": "dense", "shared": "dense", "head": "head", "route": "gate",
     "merge": "gate", "experts": "experts", "recompute": "recompute", "dispatch": "all-to-all",
     "combine": "all-to-all", "tp": "tp", "etp": "etp", "kv": "cp", "weight": "dp", "gradient": "dp",
+    "launches": "host",
 }  # fmt: skip
 LINE: Final = "\n"
 PALER: Final = 0.55  # how much colour each further part of a stage keeps
@@ -130,7 +131,7 @@ def _layer_rows(shown: "pd.DataFrame") -> dict[tuple[str, int], tuple[int, str]]
     }
     if len(compute) == 1:
         names = dict.fromkeys(names, "compute")
-    shared = {"comm": "communication", "dp": "weights, gradients (dp)"}
+    shared = {"comm": "communication", "dp": "weights, gradients (dp)", "host": "CPU"}
     names |= {lane: shared.get(lane[0], lane[0]) for lane in lanes if lane[0] != "compute"}
     return {lane: (row, name) for row, (lane, name) in enumerate(names.items())}
 

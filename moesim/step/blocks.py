@@ -52,11 +52,13 @@ def attention_block(
         return around._replace(family="attention")
     core = _core(scenario, layer, tp, cp, micro_batch)
     if part == "data":
-        core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)
+        core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)._replace(kernels=3)
     own = tokens / tp if splits else tokens
-    rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part])
-    if scenario.workload.trains:
-        rows = both(rows, _elementwise(scenario, tokens, _head_values(layer) / tp))
+    trains = scenario.workload.trains
+    rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part], 4 if trains else 1)
+    if trains:
+        kernels = 2 if layer.attention.kind != "mla" and layer.attention.qk_norm == "none" else 4
+        rows = both(rows, _elementwise(scenario, tokens, _head_values(layer) / tp, kernels))
     return both(both(around, core), rows)._replace(family="attention")
 
 
@@ -250,17 +252,18 @@ def _gemms(
 
 
 def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part) -> Price:
+    kernels = 2 if dtype.startswith("fp8") else 1  # the table's time holds the cast
     if part == "forward":
-        return under_load(scenario, price("dense", gemm(scenario.profile, m, n, k, dtype)))
+        return under_load(scenario, price("dense", gemm(scenario.profile, m, n, k, dtype), kernels=kernels))
     shape = (m, k, n) if part == "data" else (k, n, m)
-    one = under_load(scenario, price("dense", gemm(scenario.profile, *shape, dtype)))
+    one = under_load(scenario, price("dense", gemm(scenario.profile, *shape, dtype), kernels=kernels))
     one = both(one, accumulated(scenario, k * n)) if part == "weights" else one
     return scaled(one, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
 
 
 def accumulated(scenario: Scenario, parameters: float) -> Price:
     """What a weight gradient takes longer because it is added to a gradient kept in fp32, after its last product."""
-    return price("dense", memory_bound(scenario.profile, parameters * GRADIENT_TRAFFIC_BYTES))
+    return price("dense", memory_bound(scenario.profile, parameters * GRADIENT_TRAFFIC_BYTES), kernels=0)
 
 
 def under_load(scenario: Scenario, one: Price) -> Price:
@@ -270,6 +273,7 @@ def under_load(scenario: Scenario, one: Price) -> Price:
     return scaled(one, 1.0 / sustained_share(scenario.profile.gpu.name))
 
 
-def _elementwise(scenario: Scenario, tokens: float, values: float) -> Price:
-    """A kernel that reads and writes ``values`` bf16 values per token."""
-    return price("dense", memory_bound(scenario.profile, tokens * values * BF16_BYTES))
+def _elementwise(scenario: Scenario, tokens: float, values: float, kernels: int = 1) -> Price:
+    """Kernels that together read and write ``values`` bf16 values per token."""
+    each = memory_bound(scenario.profile, tokens * values * BF16_BYTES / kernels)
+    return price("dense", each, times=kernels, kernels=kernels if values else 0)

@@ -1,7 +1,7 @@
 """Where the time of a step goes, and how sure it is: seconds of the fullest stage by family.
 
     compute    attention, dense, experts (mean rank), gate, recompute, optimizer
-    waiting    imbalance: the slowest rank's experts beyond the mean rank's
+    waiting    imbalance: the slowest rank's experts beyond the mean rank's; host: the GPU waits for launches
     exposed    communication that nothing hides, by family: all-to-all, tp, cp, etp, dp, pp
     bubble     the stage waits for other stages
 
@@ -20,17 +20,17 @@ from moesim.cost import Basis, FloatArray
 from moesim.program import RANK_STREAMS, Passes
 from moesim.step.ends import Ends, ends
 from moesim.step.experts import class_weights
+from moesim.step.launches import host
 from moesim.step.layers import batched, slowed
 from moesim.step.parts import HEAD_SHARES, by_class, head, layer_counts, layer_pass, split_in
 from moesim.step.passes import LayerPass, pass_key
 from moesim.step.play import step_seconds
-from moesim.step.price import Price
+from moesim.step.price import COMMUNICATION, Price
 from moesim.step.scenario import BATCH_CLASSES, Scenario
 from moesim.step.times import StepTimes, stage_work
 from moesim.strategy import Strategy
 
 OVER_DP: Final = ("gather_first", "gather_rest", "gather_chunk", "reduce_chunk", "reduce_rest", "reduce_last")
-COMMUNICATION: Final = ("all-to-all", "tp", "cp", "etp", "dp", "pp")
 
 
 class Breakdown(NamedTuple):
@@ -94,6 +94,7 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
             if (count.T @ by_part).any():
                 one = layer_pass(scenario, layer, key, strategy.recompute, kind)
                 _add_pass(ledger, one, count.T @ by_part, strategy.ep)
+                _add_host(ledger, scenario, one, count.T @ by_part)
         out = head(scenario, strategy, backward=kind != "forward")
         ledger.add(out, float(by_part[-1].sum()) * HEAD_SHARES.get(kind, 1.0) * float(out.seconds.sum()))
     ledger.hide(sum(count * _saved(passes, times, *pair) for pair, count in pairs.items()))
@@ -138,7 +139,7 @@ def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) ->
     """A layer pass, ``times[layer class, micro-batch class]`` over."""
     counts = Counter(op.key for op in one.program)
     streams = {op.key: op.stream for op in one.program}
-    ended = float((by_class(batched(one), len(times)) * times).sum())
+    ended = float((by_class(batched(one._replace(host_s=0.0)), len(times)) * times).sum())
     computed, moved = 0.0, []
     durations = slowed(one)
     for name, count in counts.items():
@@ -156,6 +157,12 @@ def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) ->
     for priced, seconds in moved:
         ledger.rest_on(priced, seconds)
         ledger.seconds[priced.family] += exposed * seconds / busy if busy > 0 else 0.0
+
+
+def _add_host(ledger: _Ledger, scenario: Scenario, one: LayerPass, times: FloatArray) -> None:
+    """What the pass takes longer than its ops do, because its kernels are not launched yet."""
+    waited = np.maximum(0.0, one.host_s - batched(one._replace(host_s=0.0)))
+    ledger.add(host(scenario), float((by_class(waited, len(times)) * times).sum()))
 
 
 def _mean_rank(priced: Price, ranks: int, times: FloatArray) -> float:

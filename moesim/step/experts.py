@@ -33,6 +33,7 @@ TOGETHER: Final = (1, 2, 4, 8)  # numbers of chunks that the planner tries
 AVERAGE_TOKENS: Final = 1024  # of each expert in an average-load draw; scaled to the real number
 TILE: Final = (128, 64)  # rows and columns of a FlashMoE tile, arXiv:2506.04667 section 3
 DIRECTIONS: Final[tuple[Direction, ...]] = ("dispatch", "combine")
+KERNELS: Final = 5  # rows copied in, two grouped GEMMs, the activation between them, rows summed out
 FP8_ROW: Final = 1.0 + 4.0 / 128  # bytes per value: fp8 and one fp32 scale per 128 values
 
 
@@ -119,7 +120,7 @@ def backward(scenario: Scenario, layer: Layer, spread: Spread, chunks: int, whic
     else:
         one = scaled(kernel, found.slower, basis=found.measured.basis, error=found.error)
     if which == "weights":
-        return _in_classes(both(one, accumulated_experts(scenario, work)))
+        return _in_classes(both(one, accumulated_experts(scenario, work))._replace(kernels=2))
     return _in_classes(with_biases(scenario, work, one, backward=True))
 
 
@@ -134,7 +135,7 @@ def _kernel(scenario: Scenario, layer: Layer, spread: Spread, chunks: int) -> tu
         scenario.profile, work.rows, work.row, work.width,
         scenario.workload.dtype, top_k=ffn.top_k, gated=ffn.gated,
     )  # fmt: skip
-    one = price("experts", seconds)
+    one = price("experts", seconds, kernels=KERNELS)
     return (under_load(scenario, trained(scenario, work, one)) if scenario.workload.trains else one), work
 
 

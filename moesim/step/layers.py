@@ -1,7 +1,8 @@
 """Layer passes played: seconds of each pass for every draw, many passes at once.
 
 Passes of one program differ only in their durations, so they are stacked and played together. Ops that
-overlap slow each other down (``contention``); only the bound does not know it.
+overlap slow each other down (``contention``); only the bound does not know it. No pass ends before its kernels are
+launched (``launches``).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from moesim.cost import FloatArray
 from moesim.player import Played, lower_bound, play_batched, play_events
 from moesim.program import RANK_STREAMS, Program
 from moesim.step.contention import NONE, Slower, contended
-from moesim.step.passes import LayerPass, Prices
+from moesim.step.passes import LayerPass
+from moesim.step.price import Prices
+from moesim.timeline import Span
 
 Play = Callable[[Program, Mapping[str, FloatArray]], FloatArray]
 LayerPlayer = Callable[[LayerPass], FloatArray]  # -> [draw] seconds
@@ -72,12 +75,16 @@ def play_draw(layer_pass: LayerPass, draw: int) -> Played:
     for name, row in rows.items():
         one = row[draw if len(row) > 1 else 0].tolist()
         durations[name] = one * ranks if names[name] in RANK_STREAMS and len(one) == 1 else one
-    return play_events(layer_pass.program, durations)
+    played = play_events(layer_pass.program, durations)
+    if layer_pass.host_s <= played.end_s:
+        return played
+    launched = Span(0, "host", "launches", 0, 0.0, layer_pass.host_s)
+    return Played(layer_pass.host_s, [*played.spans, launched], played.events)
 
 
 def _all_draws(play: Play, layer_pass: LayerPass, durations: Mapping[str, FloatArray]) -> FloatArray:
     ends = play(layer_pass.program, durations)
-    return np.broadcast_to(np.atleast_1d(ends), (draws_of(layer_pass),))
+    return np.broadcast_to(np.atleast_1d(np.maximum(ends, layer_pass.host_s)), (draws_of(layer_pass),))
 
 
 def play_many(layer_passes: Sequence[LayerPass], play: Play) -> FloatArray:
@@ -96,7 +103,7 @@ def play_many(layer_passes: Sequence[LayerPass], play: Play) -> FloatArray:
         if play is not lower_bound and _overlaps(program) and any(one.slower != NONE for one in same):
             factors = np.array([one.slower for one in same])[:, None, None, :]
             durations = contended(program, durations, {k: factors[..., i] for i, k in enumerate(Slower._fields)})
-        ends[numbers] = play(program, durations)
+        ends[numbers] = np.maximum(play(program, durations), np.array([[one.host_s] for one in same]))
     return ends
 
 

@@ -17,6 +17,7 @@ from moesim.model import Layer
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.stages import Split, part_layers, split_of
 from moesim.step import blocks
+from moesim.step.launches import with_gap
 from moesim.step.layers import LayerPlayer
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pair_pass, pass_key
 from moesim.step.price import Price, both, scaled
@@ -115,7 +116,8 @@ def head_seconds(scenario: Scenario, strategy: Strategy, kind: str) -> float:
 
 def head(scenario: Scenario, strategy: Strategy, *, backward: bool) -> Price:
     """What the last part does for one micro-batch beside its layers."""
-    return _head(scenario, strategy.tp, strategy.cp, strategy.micro_batch, backward)
+    whole = _head(scenario, strategy.tp, strategy.cp, strategy.micro_batch, backward)
+    return with_gap(scenario, strategy.capacity_factor, whole)
 
 
 @lru_cache(maxsize=4096)

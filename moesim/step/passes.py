@@ -11,8 +11,8 @@ from moesim.program import LayerShape, Program, backward_layer, forward_layer, p
 from moesim.step import prices
 from moesim.step.contention import NONE, Slower, slower
 from moesim.step.keys import Key, pass_key, priced_key, splits_tokens, spread, variant_key
-from moesim.step.price import Price
-from moesim.step.prices import Prices
+from moesim.step.launches import eager, host, operations
+from moesim.step.price import Price, Prices
 from moesim.step.scenario import Scenario
 
 __all__ = [
@@ -30,6 +30,7 @@ class LayerPass(NamedTuple):
     fixed: Prices  # everything but the routed experts and their all-to-all
     moved: Prices
     slower: Slower = NONE  # of ops that overlap
+    host_s: float = 0.0  # CPU time of its launches: it ends no sooner
 
     def price(self, name: str) -> Price:
         """The price of an op by its key."""
@@ -65,7 +66,11 @@ def _pass(scenario: Scenario, layer: Layer, key: Key, what: str, recompute: str)
     moved = prices.moved(scenario, layer, key, backward)
     factors = slower(scenario, key.all_to_all, layer.is_moe and (what == "pair" or key.overlap == "dual_batch"))
     made = [LayerPass(_program(shape, what, recompute), fixed, moved, factors) for shape in _shapes(layer, key, before)]
-    return made[0] if len(made) == 1 else min(made, key=_mean_s)
+    best = made[0] if len(made) == 1 else min(made, key=_mean_s)
+    if not eager(scenario, key.capacity_factor):
+        return best
+    launched = operations(best.program, fixed | moved, getattr(layer.ffn, "experts", 0) / key.ep)
+    return best._replace(host_s=launched * float(host(scenario).slowest[0]))
 
 
 def _program(shape: LayerShape, what: str, recompute: str) -> Program:

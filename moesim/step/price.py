@@ -1,10 +1,12 @@
 """Price: the duration of one op for every draw and rank class, and what it rests on."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from moesim.cost import ESTIMATED, Basis, Cost, FloatArray
+
+COMMUNICATION: Final = ("all-to-all", "tp", "cp", "etp", "dp", "pp")  # families
 
 
 class Price(NamedTuple):
@@ -16,13 +18,15 @@ class Price(NamedTuple):
     basis: Basis
     family: str  # errors are alike inside a family and independent between families
     sources: frozenset[str]
+    kernels: int = 0
 
 
-NOTHING = Price(np.zeros((1, 1)), np.zeros(1), 0.0, ESTIMATED, "none", frozenset())
+Prices = dict[str, Price]  # by the keys of a program
+NOTHING: Final = Price(np.zeros((1, 1)), np.zeros(1), 0.0, ESTIMATED, "none", frozenset())
 
 
-def price(family: str, *costs: Cost, times: float = 1.0) -> Price:
-    """The sum of costs, each [draw, rank] or a number; errors and basis weighted by time."""
+def price(family: str, *costs: Cost, times: float = 1.0, kernels: int = 1) -> Price:
+    """The sum of costs, each [draw, rank] or a number, of so many kernels; errors and basis weighted by time."""
     seconds = sum((_two_axes(cost.seconds) for cost in costs), np.zeros((1, 1))) * times
     weights = [float(cost.seconds.mean()) for cost in costs]
     errors = [_error(cost) for cost in costs]
@@ -33,6 +37,7 @@ def price(family: str, *costs: Cost, times: float = 1.0) -> Price:
         Basis(*(_mean([cost.basis[i] for cost in costs], weights) for i in range(3))),
         family,
         frozenset(cost.source for cost in costs),
+        kernels,
     )
 
 
@@ -47,6 +52,7 @@ def both(first: Price, second: Price) -> Price:
         Basis(*(_mean([first.basis[i], second.basis[i]], weights) for i in range(3))),
         first.family,
         first.sources | second.sources,
+        first.kernels + second.kernels,
     )
 
 

@@ -15,10 +15,10 @@ from moesim.step import blocks, experts
 from moesim.step.blocks import Part
 from moesim.step.experts import Spread
 from moesim.step.keys import Key, spread, variant_key
-from moesim.step.price import NOTHING, Price, both, scaled
+from moesim.step.launches import with_gaps
+from moesim.step.price import NOTHING, Price, Prices, both, scaled
 from moesim.step.scenario import Scenario
 
-Prices = dict[str, Price]
 BOTH_WAYS: Final[tuple[tuple[str, Part], ...]] = (("", "forward"), (" grad", "data"))
 
 
@@ -35,7 +35,7 @@ def fixed(scenario: Scenario, layer: Layer, key: Key, what: str, halves: bool, b
         prices = prices | {f"{name} before": one for name, one in found.items() if name.split()[0] in blocks_}
         if what == "selective":
             prices["recompute"] = both(prices["recompute"], found["recompute"])
-    return prices
+    return with_gaps(scenario, key.capacity_factor, prices)
 
 
 def _both_ways(scenario: Scenario, layer: Layer, key: Key, what: str) -> Prices:
@@ -181,7 +181,7 @@ def _moved(
     if etp is not None:
         prices["etp gather"] = experts.etp_exchange(scenario, spread_, etp, chunks, True)
         prices["etp scatter"] = experts.etp_exchange(scenario, spread_, etp, chunks, False)
-    return prices
+    return with_gaps(scenario, spread_.capacity_factor, prices)
 
 
 @lru_cache(maxsize=4096)

@@ -2,14 +2,18 @@
 
 Capacities are the vendors' data sheets. A link to the host is worth 22 of 32 GB/s of its data sheet: what NCCL reaches
 through it between two L40S (the pcie-l40s preset); nobody published the copies of a whole node at once. NVMe drives
-are read at about 50 GB/s a node (eight drives of PCIe 4). All *estimated*: state your own with a number.
+are read at about 50 GB/s a node (eight drives of PCIe 4). All *estimated*: state your own with a number. Where the GPU
+was calibrated, its copies from pinned host memory price the link: one GPU alone, *measured*.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from moesim.cluster import Cluster
 from moesim.errors import MoesimError
+from moesim.profile import DataSheet, load_profile, non_negative
 from moesim.units import GB, TB, US
 
 HOST_SHARE: Final = 22.0 / 32.0
@@ -76,14 +80,17 @@ def tiers_of(
     ssd_bytes: float | None = None,
     ssd_bytes_per_s: float | None = None,
 ) -> Tiers:
-    """The preset of a cluster's nodes; what is given (a GPU's share) replaces it; ``ssd_bytes=0``: there is no SSD."""
+    """The preset of a cluster's nodes; what was measured replaces it, and what is given (a GPU's share) that;
+    ``ssd_bytes=0``: there is no SSD."""
     known = TIERS.get(cluster.name)
-    if known is None and (cpu_bytes is None or cpu_bytes_per_s is None):
+    capacity = cpu_bytes if cpu_bytes is not None or known is None else known.cpu.capacity_bytes
+    copied = None if cpu_bytes_per_s is not None or capacity is None else _measured(cluster.gpu, capacity)
+    if known is None and copied is None and (cpu_bytes is None or cpu_bytes_per_s is None):
         raise MoesimError(
             f"no memory tiers are known for cluster {cluster.name}: give --cpu-memory and --cpu-bandwidth of a GPU, "
             f"or choose from {', '.join(TIERS)}"
         )
-    cpu = _given(known.cpu if known else None, cpu_bytes, cpu_bytes_per_s, COPY_START_S)
+    cpu = copied or _given(known.cpu if known else None, cpu_bytes, cpu_bytes_per_s, COPY_START_S)
     ssd = known.ssd if known else None
     if ssd_bytes == 0:
         ssd = None
@@ -92,6 +99,20 @@ def tiers_of(
             raise MoesimError("an SSD has a size and a bandwidth: give both")
         ssd = _given(ssd, ssd_bytes, ssd_bytes_per_s, READ_START_S)
     return Tiers(cpu=cpu, ssd=ssd)
+
+
+def _measured(gpu: DataSheet, capacity_bytes: float) -> Tier | None:
+    """CPU memory behind the link that ``moesim calibrate`` measured on this GPU: seconds = start + bytes / rate."""
+    for one in load_profile(gpu).tables["copies"]:
+        rows = one.table.select(direction="host_to_device")
+        if rows.rows > 1:
+            parts = np.stack([rows.numbers["bytes"], np.ones(rows.rows)], axis=-1) / rows.time_s[:, None]
+            per_byte_s, start_s = non_negative(parts)
+            return Tier(
+                capacity_bytes=capacity_bytes, bytes_per_s=1.0 / float(per_byte_s), start_s=float(start_s),
+                source=f"{one.source}; one GPU alone",
+            )  # fmt: skip
+    return None
 
 
 def _given(known: Tier | None, capacity: float | None, bytes_per_s: float | None, start_s: float) -> Tier:
