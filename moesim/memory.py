@@ -1,14 +1,16 @@
 """Bytes per GPU: weights, gradients, optimizer, activations, buffers, KV cache, of the fullest stage.
 
 Training keeps bf16 weights, fp32 gradients and three fp32 Adam states (master weight, two moments): 2, 4
-and 12 bytes per parameter, as Megatron-LM does (arXiv:2205.05198, section 4.1 for the activations, whose
-per-layer terms are listed in ``_kept_values``). ZeRO divides over data parallelism: stage 1 the
-optimizer, stage 2 the gradients too, stage 3 the weights too (arXiv:1910.02054). Experts are divided over
-their own data parallelism, dp x cp x tp / (ep x etp).
+and 12 bytes per parameter, as Megatron-LM does. fp8_block is DeepSeek-V3's recipe, whose two moments are bf16: 8
+bytes (arXiv:2412.19437 section 3.3.2). ZeRO divides over data parallelism: stage 1 the optimizer, stage 2 the
+gradients too, stage 3 the weights too (arXiv:1910.02054). Experts are divided over their own data parallelism,
+dp x cp x tp / (ep x etp).
 
 Activations are those of the stage's worst moment in the order of its schedule (``schedule.in_flight``): what
-every part keeps for its backward pass, times the micro-batches that wait for theirs. DualPipe holds the
-parameters of two parts, over twice as many replicas.
+every part keeps for its backward pass (``recompute.kept_values``), times the micro-batches that wait for theirs;
+where gradients of weights come later, what these read (``recompute.owed_values``), times those that owe them; and
+what was dropped of one layer while its backward pass runs. DualPipe holds the parameters of two parts, over twice
+as many replicas.
 """
 
 from functools import lru_cache
@@ -18,7 +20,6 @@ import numpy as np
 
 from moesim.cost import FloatArray
 from moesim.model import (
-    Experts,
     Layer,
     Model,
     embedding_parameters,
@@ -26,9 +27,9 @@ from moesim.model import (
     kv_bytes_per_token,
     layer_parameters,
     projections,
-    row_width,
     stored_tokens,
 )
+from moesim.recompute import Keeping, kept_values, owed_values
 from moesim.schedule import SCHEDULES, Pipe, in_flight
 from moesim.stages import part_layers, parts_on_stages
 from moesim.strategy import Strategy
@@ -43,12 +44,11 @@ WEIGHT_BYTES: Final = {
     "ternary": 1.6 / 8,  # five ternary weights in a byte
 }
 ACTIVATION_BYTES: Final = 2.0
-FP8_INPUT: Final = 0.5  # of them, in block-scaled fp8 training (DeepSeek-V3)
 KV_BYTES: Final = 2.0
 TRAINING_WEIGHT_BYTES: Final = 2.0
 GRADIENT_BYTES: Final = 4.0
-OPTIMIZER_BYTES: Final = 12.0
-STATES: Final = ((TRAINING_WEIGHT_BYTES, 3), (GRADIENT_BYTES, 2), (OPTIMIZER_BYTES, 1))  # sharded from a ZeRO stage on
+MASTER_BYTES: Final = 4.0
+MOMENT_BYTES: Final = {"fp8_block": 2.0}  # of each of two; fp32 in all other recipes
 # CUDA context, NCCL buffers, allocator fragmentation. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
 FRAMEWORK_BYTES: Final = 2.0 * GIB
 
@@ -68,15 +68,6 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-class Keeping(NamedTuple):
-    """What decides how much of a layer is kept for its backward pass."""
-
-    etp: int
-    recompute: str
-    imbalance: float
-    input_share: float  # of ACTIVATION_BYTES, that an input of a GEMM takes
-
-
 class Held(NamedTuple):
     """Parameters on one GPU; dense and expert apart, because they are sharded over different data parallelism."""
 
@@ -92,11 +83,22 @@ def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: floa
     return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
 
 
+@lru_cache(maxsize=64)
+def optimizer_bytes(dtype: str) -> float:
+    """Per parameter: master weight and two moments."""
+    return MASTER_BYTES + 2.0 * MOMENT_BYTES.get(dtype, 4.0)
+
+
+def _states(dtype: str) -> tuple[tuple[float, int], ...]:
+    """Weights, gradients and optimizer: bytes per parameter, and the ZeRO stage from which on they are sharded."""
+    return (TRAINING_WEIGHT_BYTES, 3), (GRADIENT_BYTES, 2), (optimizer_bytes(dtype), 1)
+
+
 @lru_cache(maxsize=16384)
-def state_bytes(model: Model, strategy: Strategy) -> float:
+def state_bytes(model: Model, strategy: Strategy, dtype: str) -> float:
     """Bytes on the fullest GPU of what training keeps whatever its micro-batches: no activations."""
     held = _held(model, strategy)
-    kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES)
+    kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(dtype))
     return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
 
 
@@ -110,13 +112,12 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     """The fields of Memory for every stage."""
     held = _held(model, strategy)
     tokens = tokens_on_gpu(workload, strategy)
-    share = FP8_INPUT if workload.dtype == "fp8_block" else 1.0
-    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share)
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, workload.dtype == "fp8_block")
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
     values, last = _activation_values(model, strategy.schedule, pipe, keeping)
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
     return (
-        *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
+        *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(workload.dtype)),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
         FRAMEWORK_BYTES + _gathered_layer(model, strategy),
@@ -128,8 +129,8 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     ends = ends_by_stage(model, strategy.pp) / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    keeping = Keeping(strategy.etp, "none", imbalance, 1.0)
-    widest = max(_kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
+    keeping = Keeping(strategy.etp, "none", imbalance, fp8=False)
+    widest = max(kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
@@ -208,25 +209,24 @@ def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
 def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping) -> tuple[FloatArray, FloatArray]:
     """By stage, values per token at the worst moment, and 1 where the head is."""
     holds = parts_on_stages(schedule, pipe.stages, pipe.virtual)
-    kept, whole, widest = _part_values(model, pipe.stages * pipe.virtual, keeping)
+    kept, owed, again = _part_values(model, pipe.stages * pipe.virtual, keeping)
     here = np.array([np.flatnonzero(row) for row in holds])  # [stage, part of the stage]
-    each = np.stack([kept[here], whole[here]], axis=-1)  # WAITS, OWES
+    each = np.stack([kept[here], owed[here], again[here]], axis=-1)  # WAITS, OWES, RUNS
     counts = in_flight(schedule, pipe)  # [stage, moment, part of the stage, what]
     worst = (counts * each[:, None]).sum(axis=(-2, -1)).max(axis=-1)
-    rule = SCHEDULES[schedule]
-    frees = rule.pairs or not rule.splits  # a whole backward pass: each layer is there for its own turn alone
-    return np.asarray(worst + frees * widest[here].max(axis=-1)), holds[:, -1]
+    return np.asarray(worst), holds[:, -1]
 
 
 @lru_cache(maxsize=4096)
 def _part_values(model: Model, parts: int, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """By part, values per token: kept for the backward pass; there until the gradients of the weights are done;
-    alive while one layer is recomputed."""
+    """By part, values per token: kept for the backward pass; read by the gradients of weights; alive again while one
+    layer's backward pass runs."""
     kinds, counts = _kinds_by_part(model, parts)
-    kept = np.array([_kept_values(model, layer, keeping) for layer in kinds])
-    whole = np.array([_kept_values(model, layer, keeping._replace(recompute="none")) for layer in kinds])
-    widest = np.where(counts > 0, whole[:, None], 0.0).max(axis=0)
-    return kept @ counts, whole @ counts, widest * (keeping.recompute == "full")
+    kept = np.array([kept_values(model, layer, keeping) for layer in kinds])
+    owed = np.array([owed_values(model, layer, keeping) for layer in kinds])
+    whole = np.array([kept_values(model, layer, keeping._replace(recompute="none")) for layer in kinds])
+    again = np.where(counts > 0, (whole - kept)[:, None], 0.0).max(axis=0)
+    return kept @ counts, owed @ counts, again
 
 
 @lru_cache(maxsize=1024)
@@ -238,42 +238,6 @@ def _kinds_by_part(model: Model, parts: int) -> tuple[list[Layer], FloatArray]:
         for index in indices:
             counts[kinds.index(model.layers[index]), part] += 1
     return kinds, counts
-
-
-@lru_cache(maxsize=4096)
-def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
-    """Values per token that one layer keeps for its backward pass (2 bytes each).
-
-    full recompute    the layer's input
-    attention         input, norm, queries, keys, values, output of the core
-    feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
-                      which each of the etp ranks holds for all of them
-    selective drops   norms, activations and expert outputs: cheap to recompute; of mla also what is projected up from
-                      the latent vectors (DeepSeek-V3, arXiv:2412.19437 section 3.2.3)
-    fp8_block         what only the GEMM of a weight's gradient reads again is kept as it was read, ``input_share`` of
-                      2 bytes: norms, core output, activation, expert input; with selective, gate and up of experts too
-                      (there, section 3.3.3)
-    """
-    hidden, a, ffn = model.hidden, layer.attention, layer.ffn
-    if keeping.recompute == "full":
-        return float(hidden)
-    every, input_share = keeping.recompute == "none", keeping.input_share
-    norm, output = every * input_share * hidden, input_share * a.heads * a.v_head_dim
-    core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
-    if a.kind == "mla" and not every:
-        core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
-    attention = hidden + norm + core + output
-    if not isinstance(ffn, Experts):
-        return attention + hidden + norm + _ffn_values(ffn.width, ffn.gated, every * input_share)
-    row = row_width(model, layer)
-    copy = keeping.etp * (input_share * row + every * row)
-    copy += _ffn_values(ffn.width, ffn.gated, every * input_share) * (1.0 if every else input_share)
-    shared = _ffn_values(ffn.shared_width, ffn.gated, every * input_share)
-    return attention + hidden + norm + shared + ffn.top_k * copy * keeping.imbalance
-
-
-def _ffn_values(width: int, gated: bool, activation: float) -> float:
-    return width * (1 + gated + activation)
 
 
 def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArray:
