@@ -112,7 +112,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     """The fields of Memory for every stage."""
     held = _held(model, strategy)
     tokens = tokens_on_gpu(workload, strategy)
-    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, workload.dtype == "fp8_block")
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, workload.dtype)
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
     values, last = _activation_values(model, strategy.schedule, pipe, keeping)
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
@@ -129,7 +129,7 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     ends = ends_by_stage(model, strategy.pp) / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    keeping = Keeping(strategy.etp, "none", imbalance, fp8=False)
+    keeping = Keeping(strategy.etp, "none", imbalance, "bf16")
     widest = max(kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (

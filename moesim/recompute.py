@@ -20,10 +20,11 @@ Values per token of one layer, 2 bytes each (arXiv:2205.05198 section 4.1):
     attention     input, norm, mla's latents, queries, keys, values, output of the core, sums of the softmax
     feed-forward  input, norm, gate, up, activation; per routed copy also its expert input and output, which each
                   of the etp ranks holds for all of them
-    fp8_block     what only the GEMM of a weight's gradient reads again is kept as that reads it, ``FP8``: norms,
-                  latents, activation, expert input; the core's output in 12 bits (E5M6), because the core reads it
-                  too; where activations are computed again, gate and up in fp8 (DeepSeek-V3, arXiv:2412.19437
-                  section 3.3.3)
+
+In fp8, what only the GEMM of a weight's gradient reads again is kept as that reads it, in one byte: norms, latents,
+activation, expert input, and a second copy of the core's output (Transformer Engine keeps the quantized input of
+each matrix). fp8_block is DeepSeek-V3's recipe (arXiv:2412.19437 section 3.3.3): one copy of the core's output, in
+12 bits (E5M6), because the core reads it too; where activations are computed again, gate and up in fp8.
 """
 
 from functools import lru_cache
@@ -35,9 +36,11 @@ from moesim.model import Experts, Layer, Model, row_width
 PARTS: Final = ("norms", "core", "mla_up", "activations", "mlp", "shared_experts", "moe")
 SELECTIVE: Final = frozenset({"norms", "mla_up", "activations"})
 INSIDE: Final = frozenset({"norms", "core", "mla_up", "activations"})  # one op before the backward pass
-BF16: Final = 1.0  # of the 2 bytes of a value
-FP8: Final = 0.5
-E5M6: Final = 0.75
+# Of the 2 bytes of a value: the input of a matrix, the core's output with its copies, gate and up without activation.
+INPUT: Final = {"fp8": 0.5, "fp8_block": 0.5}
+CORE_OUTPUT: Final = {"fp8": 1.5, "fp8_block": 0.75}
+CORE_INPUT: Final = {"fp8": 0.5, "fp8_block": 0.75}  # the core's output as its projection reads it
+BEFORE_ACTIVATION: Final = {"fp8_block": 0.5}
 SOFTMAX_SUMS: Final = 2.0  # values per head: one fp32 number
 
 
@@ -47,7 +50,7 @@ class Keeping(NamedTuple):
     etp: int
     recompute: str
     imbalance: float
-    fp8: bool  # block-scaled fp8 training
+    dtype: str  # of the matrices
 
 
 def canonical(text: str) -> str:
@@ -76,15 +79,14 @@ def kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     """Values per token that one layer keeps for its backward pass."""
     if keeping.recompute == "full":
         return float(model.hidden)
-    gone, share = parts(keeping.recompute), FP8 if keeping.fp8 else BF16
-    norm = model.hidden * share * ("norms" not in gone)
-    return _attention(layer, gone, share) + norm + 2.0 * model.hidden + norm + _feed_forward(model, layer, keeping)
+    norms = 2.0 * model.hidden * INPUT.get(keeping.dtype, 1.0) * ("norms" not in parts(keeping.recompute))
+    return 2.0 * model.hidden + norms + _attention(layer, keeping) + _feed_forward(model, layer, keeping)
 
 
-def _attention(layer: Layer, gone: frozenset[str], share: float) -> float:
+def _attention(layer: Layer, keeping: Keeping) -> float:
     """Between the norm and the sum with the block's input."""
-    a = layer.attention
-    kept = (E5M6 if share < BF16 else BF16) * a.heads * a.v_head_dim
+    a, gone, share = layer.attention, parts(keeping.recompute), INPUT.get(keeping.dtype, 1.0)
+    kept = CORE_OUTPUT.get(keeping.dtype, 1.0) * a.heads * a.v_head_dim
     kept += SOFTMAX_SUMS * a.heads * ("core" not in gone)
     heads = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
     if a.kind != "mla":
@@ -95,13 +97,14 @@ def _attention(layer: Layer, gone: frozenset[str], share: float) -> float:
 
 def _feed_forward(model: Model, layer: Layer, keeping: Keeping) -> float:
     """Between the norm and the sum with the block's input."""
-    ffn, gone, share = layer.ffn, parts(keeping.recompute), FP8 if keeping.fp8 else BF16
+    ffn, gone, share = layer.ffn, parts(keeping.recompute), INPUT.get(keeping.dtype, 1.0)
     activations = "activations" not in gone
     if not isinstance(ffn, Experts):
         return ffn.width * (1 + ffn.gated + share * activations) * ("mlp" not in gone)
     if "moe" in gone:
         return 0.0
-    inner = (1 + ffn.gated) * (BF16 if activations else share) + share * activations  # per value of the width
+    before = 1.0 if activations else BEFORE_ACTIVATION.get(keeping.dtype, 1.0)
+    inner = (1 + ffn.gated) * before + share * activations  # per value of the width
     row = keeping.etp * row_width(model, layer)
     copy = row * (share + activations) + ffn.width * inner
     shared = ffn.shared_width * inner * ("shared_experts" not in gone)
@@ -112,8 +115,8 @@ def _feed_forward(model: Model, layer: Layer, keeping: Keeping) -> float:
 def owed_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     """Values per token that wait for the gradients of weights alone: what those GEMMs read, which is the input of
     each matrix (computed again or not) and the gradient of its output, in the format in which they read it."""
-    a, ffn, share = layer.attention, layer.ffn, FP8 if keeping.fp8 else BF16
-    core = (E5M6 if keeping.fp8 else BF16) * a.heads * a.v_head_dim
+    a, ffn, share = layer.attention, layer.ffn, INPUT.get(keeping.dtype, 1.0)
+    core = CORE_INPUT.get(keeping.dtype, 1.0) * a.heads * a.v_head_dim
     heads = float(a.heads * a.head_dim)
     if a.kind == "mla":  # latents are outputs of one matrix and inputs of the next
         heads += 2 * ((a.q_lora_rank or 0) + a.cached_values) + a.heads * (a.nope_head_dim + a.v_head_dim)

@@ -12,8 +12,8 @@ from moesim.cluster import Group, load_cluster
 from moesim.errors import MoesimError
 from moesim.metrics import measure
 from moesim.model import load_model
-from moesim.routing import parse_routing
 from moesim.recompute import PARTS
+from moesim.routing import parse_routing
 from moesim.schedule import SCHEDULES
 from moesim.step.scenario import make_scenario
 from moesim.strategy import CHOICES, FIELDS, RECOMPUTE, Strategy, groups, load_strategy, show, why_not
