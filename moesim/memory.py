@@ -8,9 +8,11 @@ dp x cp x tp / (ep x etp).
 
 Activations are those of the stage's worst moment in the order of its schedule (``schedule.in_flight``): what
 every part keeps for its backward pass (``recompute.kept_values``), times the micro-batches that wait for theirs;
-where gradients of weights come later, what these read (``recompute.owed_values``), times those that owe them; and
-what was dropped of one layer while its backward pass runs. DualPipe holds the parameters of two parts, over twice
-as many replicas.
+where gradients of weights come later, what these read (``recompute.owed_values``), times those that owe them;
+while a backward pass runs, what was dropped of one layer and its gradients (``recompute.alive_values``). DualPipe
+holds the parameters of two parts, over twice as many replicas.
+
+Not counted: what an all-to-all of NCCL connects inside a node (3.3 GB on 8 H100, NVIDIA/nccl issue 1685).
 """
 
 from functools import lru_cache
@@ -29,7 +31,7 @@ from moesim.model import (
     projections,
     stored_tokens,
 )
-from moesim.recompute import Keeping, kept_values, owed_values
+from moesim.recompute import Keeping, alive_values, kept_values, owed_values
 from moesim.schedule import SCHEDULES, Pipe, in_flight
 from moesim.stages import part_layers, parts_on_stages
 from moesim.strategy import Strategy
@@ -49,8 +51,13 @@ TRAINING_WEIGHT_BYTES: Final = 2.0
 GRADIENT_BYTES: Final = 4.0
 MASTER_BYTES: Final = 4.0
 MOMENT_BYTES: Final = {"fp8_block": 2.0}  # of each of two; fp32 in all other recipes
-# CUDA context, NCCL buffers, allocator fragmentation. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
+# Serving: CUDA context, NCCL buffers, workspaces. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
 FRAMEWORK_BYTES: Final = 2.0 * GIB
+# Training: context and libraries before ranks are connected, and each communicator's buffers after one all-reduce.
+# Published: 8 x H100, NVIDIA/nccl issue 1685; 4 x A100 with NVLink, of two ranks and of more, NVIDIA/nccl issue 964.
+CONTEXT_BYTES: Final = 1.06e9
+PAIR_BYTES: Final = 544e6
+COMMUNICATOR_BYTES: Final = 688e6
 
 
 class Memory(NamedTuple):
@@ -99,7 +106,7 @@ def state_bytes(model: Model, strategy: Strategy, dtype: str) -> float:
     """Bytes on the fullest GPU of what training keeps whatever its micro-batches: no activations."""
     held = _held(model, strategy)
     kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(dtype))
-    return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
+    return float(np.max(kept)) + _buffers(model, strategy)
 
 
 def _held(model: Model, strategy: Strategy) -> Held:
@@ -120,7 +127,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(workload.dtype)),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        FRAMEWORK_BYTES + _gathered_layer(model, strategy),
+        _buffers(model, strategy),
     )
 
 
@@ -186,18 +193,25 @@ def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held
 
 
 @lru_cache(maxsize=4096)
-def _largest_layer(model: Model, tp: int, ep: int, etp: int) -> float:
-    """Parameters of it on one GPU, unsharded."""
-    return float(max(sum(layer_on_gpu(model, k.layer, tp, ep, etp)) for k in model.layer_kinds()))
+def _largest_layer(model: Model, tp: int, ep: int, etp: int, dense: bool, expert: bool) -> float:
+    """Parameters of it on one GPU, unsharded: of its dense part, of its experts, or of both."""
+    here = (layer_on_gpu(model, kind.layer, tp, ep, etp) for kind in model.layer_kinds())
+    return float(max(dense * held.dense + expert * held.expert for held in here))
 
 
-def _gathered_layer(model: Model, strategy: Strategy) -> float:
-    """ZeRO 3 holds one layer's weights whole, the next one's on their way, and a layer's gradients until they are
-    reduced."""
-    if strategy.zero < 3:
-        return 0.0
-    largest = _largest_layer(model, strategy.tp, strategy.ep, strategy.etp)
-    return largest * (2.0 * TRAINING_WEIGHT_BYTES + GRADIENT_BYTES)
+def _buffers(model: Model, strategy: Strategy) -> float:
+    """Bytes that training needs beside its state: CUDA's and NCCL's own, and layers that are not sharded for a time.
+
+    ZeRO 2 and 3 hold the gradients of one layer whole while they are made and those of the layer before while they
+    are reduced; ZeRO 3 a layer's weights and the next one's, which are on their way.
+    """
+    s = strategy
+    ranks = (s.tp, s.cp, s.dp * s.cp, s.pp, s.ep, s.etp, s.expert_dp)
+    buffers = CONTEXT_BYTES + sum(COMMUNICATOR_BYTES if each > 2 else PAIR_BYTES for each in ranks if each > 1)
+    if s.zero < 2:
+        return buffers
+    whole = _largest_layer(model, s.tp, s.ep, s.etp, s.dp * s.cp > 1, s.expert_dp > 1)
+    return buffers + 2.0 * whole * (GRADIENT_BYTES + (TRAINING_WEIGHT_BYTES if s.zero == 3 else 0.0))
 
 
 def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
@@ -209,9 +223,9 @@ def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
 def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping) -> tuple[FloatArray, FloatArray]:
     """By stage, values per token at the worst moment, and 1 where the head is."""
     holds = parts_on_stages(schedule, pipe.stages, pipe.virtual)
-    kept, owed, again = _part_values(model, pipe.stages * pipe.virtual, keeping)
+    kept, owed, alive = _part_values(model, pipe.stages * pipe.virtual, keeping)
     here = np.array([np.flatnonzero(row) for row in holds])  # [stage, part of the stage]
-    each = np.stack([kept[here], owed[here], again[here]], axis=-1)  # WAITS, OWES, RUNS
+    each = np.stack([kept[here], owed[here], alive[here]], axis=-1)  # WAITS, OWES, RUNS
     counts = in_flight(schedule, pipe)  # [stage, moment, part of the stage, what]
     worst = (counts * each[:, None]).sum(axis=(-2, -1)).max(axis=-1)
     return np.asarray(worst), holds[:, -1]
@@ -219,14 +233,13 @@ def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping
 
 @lru_cache(maxsize=4096)
 def _part_values(model: Model, parts: int, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """By part, values per token: kept for the backward pass; read by the gradients of weights; alive again while one
-    layer's backward pass runs."""
+    """By part, values per token: kept for the backward pass; read by the gradients of weights; alive beside while
+    one layer's backward pass runs."""
     kinds, counts = _kinds_by_part(model, parts)
     kept = np.array([kept_values(model, layer, keeping) for layer in kinds])
     owed = np.array([owed_values(model, layer, keeping) for layer in kinds])
-    whole = np.array([kept_values(model, layer, keeping._replace(recompute="none")) for layer in kinds])
-    again = np.where(counts > 0, (whole - kept)[:, None], 0.0).max(axis=0)
-    return kept @ counts, owed @ counts, again
+    alive = np.array([alive_values(model, layer, keeping) for layer in kinds])
+    return kept @ counts, owed @ counts, np.where(counts > 0, alive[:, None], 0.0).max(axis=0)
 
 
 @lru_cache(maxsize=1024)

@@ -128,3 +128,19 @@ def owed_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     copy = 2 * keeping.etp * row_width(model, layer) + ffn.width * (2 + ffn.gated)
     shared = ffn.shared_width * (2 + ffn.gated) + model.hidden * (ffn.shared_width > 0)
     return core + share * (heads + around + shared + ffn.top_k * copy * keeping.imbalance)
+
+
+@lru_cache(maxsize=8192)
+def alive_values(model: Model, layer: Layer, keeping: Keeping) -> float:
+    """Values per token beside what was kept while the layer's backward pass runs: all that was dropped of it, and
+    the gradients of its widest step, which are what leaves and what enters a matrix, and of the residual stream."""
+    a, ffn = layer.attention, layer.ffn
+    dropped = kept_values(model, layer, keeping._replace(recompute="none")) - kept_values(model, layer, keeping)
+    heads = a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim)
+    steps = [float(model.hidden + heads)]
+    if isinstance(ffn, Experts):
+        row = keeping.etp * row_width(model, layer)
+        steps.append(ffn.top_k * keeping.imbalance * (row + ffn.width * (1 + ffn.gated)))
+    else:
+        steps.append(float(model.hidden + ffn.width * (1 + ffn.gated)))
+    return dropped + model.hidden + max(steps)
