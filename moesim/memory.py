@@ -1,15 +1,19 @@
 """Bytes per GPU: weights, gradients, optimizer, activations, buffers, KV cache, of the fullest stage.
 
 Training keeps bf16 weights, fp32 gradients and three fp32 Adam states (master weight, two moments): 2, 4
-and 12 bytes per parameter, as Megatron-LM does (arXiv:2205.05198, section 4.1 for the activations, whose
-per-layer terms are listed in ``_kept_values``). The last part holds MTP modules (each a layer and a projection)
-and, on another stage than the first, a copy of the embedding that they or a tied head read. ZeRO divides over data
+and 12 bytes per parameter, as Megatron-LM does. fp8_block is DeepSeek-V3's recipe, whose two moments are bf16: 8
+bytes (arXiv:2412.19437 section 3.3.2). The last part holds MTP modules (each a layer and a projection) and, on
+another stage than the first, a copy of the embedding that they or a tied head read. ZeRO divides over data
 parallelism: stage 1 the optimizer, stage 2 the gradients too, stage 3 the weights too (arXiv:1910.02054). Experts
 are divided over their own data parallelism, dp x cp x tp / (ep x etp).
 
 Activations are those of the stage's worst moment in the order of its schedule (``schedule.in_flight``): what
-every part keeps for its backward pass, times the micro-batches that wait for theirs. DualPipe holds the
-parameters of two parts, over twice as many replicas.
+every part keeps for its backward pass (``recompute.kept_values``), times the micro-batches that wait for theirs;
+where gradients of weights come later, what these read (``recompute.owed_values``), times those that owe them;
+while a backward pass runs, what was dropped of one layer and its gradients (``recompute.alive_values``). DualPipe
+holds the parameters of two parts, over twice as many replicas.
+
+Not counted: what an all-to-all of NCCL connects inside a node (3.3 GB on 8 H100, NVIDIA/nccl issue 1685).
 """
 
 from functools import lru_cache
@@ -19,7 +23,6 @@ import numpy as np
 
 from moesim.cost import FloatArray
 from moesim.model import (
-    Experts,
     Layer,
     Model,
     embedding_parameters,
@@ -28,10 +31,10 @@ from moesim.model import (
     layer_parameters,
     mtp_joints,
     projections,
-    row_width,
     stored_tokens,
     with_mtp,
 )
+from moesim.recompute import Keeping, alive_values, kept_values, owed_values
 from moesim.schedule import SCHEDULES, Pipe, in_flight
 from moesim.stages import Split, kinds_by_part, part_layers, parts_on_stages, split_of
 from moesim.strategy import Strategy
@@ -46,14 +49,18 @@ WEIGHT_BYTES: Final = {
     "ternary": 1.6 / 8,  # five ternary weights in a byte
 }
 ACTIVATION_BYTES: Final = 2.0
-FP8_INPUT: Final = 0.5  # of them, in block-scaled fp8 training (DeepSeek-V3)
 KV_BYTES: Final = 2.0
 TRAINING_WEIGHT_BYTES: Final = 2.0
 GRADIENT_BYTES: Final = 4.0
-OPTIMIZER_BYTES: Final = 12.0
-STATES: Final = ((TRAINING_WEIGHT_BYTES, 3), (GRADIENT_BYTES, 2), (OPTIMIZER_BYTES, 1))  # sharded from a ZeRO stage on
-# CUDA context, NCCL buffers, allocator fragmentation. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
+MASTER_BYTES: Final = 4.0
+MOMENT_BYTES: Final = {"fp8_block": 2.0}  # of each of two; fp32 in all other recipes
+# Serving: CUDA context, NCCL buffers, workspaces. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
 FRAMEWORK_BYTES: Final = 2.0 * GIB
+# Training: context and libraries before ranks are connected, and each communicator's buffers after one all-reduce.
+# Published: 8 x H100, NVIDIA/nccl issue 1685; 4 x A100 with NVLink, of two ranks and of more, NVIDIA/nccl issue 964.
+CONTEXT_BYTES: Final = 1.06e9
+PAIR_BYTES: Final = 544e6
+COMMUNICATOR_BYTES: Final = 688e6
 
 
 class Memory(NamedTuple):
@@ -69,15 +76,6 @@ class Memory(NamedTuple):
     @property
     def total(self) -> float:
         return sum(self)
-
-
-class Keeping(NamedTuple):
-    """What decides how much of a layer is kept for its backward pass."""
-
-    etp: int
-    recompute: str
-    imbalance: float
-    input_share: float  # of ACTIVATION_BYTES, that an input of a GEMM takes
 
 
 class Held(NamedTuple):
@@ -98,12 +96,23 @@ def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: floa
     return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
 
 
+@lru_cache(maxsize=64)
+def optimizer_bytes(dtype: str) -> float:
+    """Per parameter: master weight and two moments."""
+    return MASTER_BYTES + 2.0 * MOMENT_BYTES.get(dtype, 4.0)
+
+
+def _states(dtype: str) -> tuple[tuple[float, int], ...]:
+    """Weights, gradients and optimizer: bytes per parameter, and the ZeRO stage from which on they are sharded."""
+    return (TRAINING_WEIGHT_BYTES, 3), (GRADIENT_BYTES, 2), (optimizer_bytes(dtype), 1)
+
+
 @lru_cache(maxsize=16384)
 def state_bytes(model: Model, workload: Workload, strategy: Strategy) -> float:
     """Bytes on the fullest GPU of what training keeps whatever its micro-batches: no activations."""
     held = _held(model, workload, strategy)
-    kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES)
-    return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
+    kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(workload.dtype))
+    return float(np.max(kept)) + _buffers(model, strategy)
 
 
 def _held(model: Model, workload: Workload, strategy: Strategy) -> Held:
@@ -115,17 +124,16 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     """The fields of Memory for every stage."""
     held, split = _held(model, workload, strategy), split_of(model, workload, strategy)
     tokens = tokens_on_gpu(workload, strategy)
-    share = FP8_INPUT if workload.dtype == "fp8_block" else 1.0
-    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share)
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, workload.dtype)
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
     values, last = _activation_values(model, strategy.schedule, pipe, split, keeping)
     # bf16 and their fp32 softmax, one micro-batch through the head and every MTP module
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0) * (1 + model.mtp_layers)
     return (
-        *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
+        *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(workload.dtype)),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        FRAMEWORK_BYTES + _gathered_layer(model, strategy),
+        _buffers(model, strategy),
     )
 
 
@@ -134,8 +142,8 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     held = _held(model, workload, strategy)
     ends = ends_by_stage(model, strategy.pp, 1, "1f1b") / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    keeping = Keeping(strategy.etp, "none", imbalance, 1.0)
-    widest = max(_kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
+    keeping = Keeping(strategy.etp, "none", imbalance, "bf16")
+    widest = max(kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
@@ -193,18 +201,25 @@ def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held
 
 
 @lru_cache(maxsize=4096)
-def _largest_layer(model: Model, tp: int, ep: int, etp: int) -> float:
-    """Parameters of it on one GPU, unsharded."""
-    return float(max(sum(layer_on_gpu(model, k.layer, tp, ep, etp)) for k in model.layer_kinds()))
+def _largest_layer(model: Model, tp: int, ep: int, etp: int, dense: bool, expert: bool) -> float:
+    """Parameters of it on one GPU, unsharded: of its dense part, of its experts, or of both."""
+    here = (layer_on_gpu(model, kind.layer, tp, ep, etp) for kind in model.layer_kinds())
+    return float(max(dense * held.dense + expert * held.expert for held in here))
 
 
-def _gathered_layer(model: Model, strategy: Strategy) -> float:
-    """ZeRO 3 holds one layer's weights whole, the next one's on their way, and a layer's gradients until they are
-    reduced."""
-    if strategy.zero < 3:
-        return 0.0
-    largest = _largest_layer(model, strategy.tp, strategy.ep, strategy.etp)
-    return largest * (2.0 * TRAINING_WEIGHT_BYTES + GRADIENT_BYTES)
+def _buffers(model: Model, strategy: Strategy) -> float:
+    """Bytes that training needs beside its state: CUDA's and NCCL's own, and layers that are not sharded for a time.
+
+    ZeRO 2 and 3 hold the gradients of one layer whole while they are made and those of the layer before while they
+    are reduced; ZeRO 3 a layer's weights and the next one's, which are on their way.
+    """
+    s = strategy
+    ranks = (s.tp, s.cp, s.dp * s.cp, s.pp, s.ep, s.etp, s.expert_dp)
+    buffers = CONTEXT_BYTES + sum(COMMUNICATOR_BYTES if each > 2 else PAIR_BYTES for each in ranks if each > 1)
+    if s.zero < 2:
+        return buffers
+    whole = _largest_layer(model, s.tp, s.ep, s.etp, s.dp * s.cp > 1, s.expert_dp > 1)
+    return buffers + 2.0 * whole * (GRADIENT_BYTES + (TRAINING_WEIGHT_BYTES if s.zero == 3 else 0.0))
 
 
 def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
@@ -218,63 +233,25 @@ def _activation_values(
 ) -> tuple[FloatArray, FloatArray]:
     """By stage, values per token at the worst moment, and 1 where the head is."""
     holds = parts_on_stages(schedule, pipe.stages, pipe.virtual)
-    kept, whole, widest = _part_values(model, split, keeping)
+    kept, owed, alive = _part_values(model, split, keeping)
     here = np.array([np.flatnonzero(row) for row in holds])  # [stage, part of the stage]
-    each = np.stack([kept[here], whole[here]], axis=-1)  # WAITS, OWES
+    each = np.stack([kept[here], owed[here], alive[here]], axis=-1)  # WAITS, OWES, RUNS
     counts = in_flight(schedule, pipe)  # [stage, moment, part of the stage, what]
     worst = (counts * each[:, None]).sum(axis=(-2, -1)).max(axis=-1)
-    rule = SCHEDULES[schedule]
-    frees = rule.pairs or not rule.splits  # a whole backward pass: each layer is there for its own turn alone
-    return np.asarray(worst + frees * widest[here].max(axis=-1)), holds[:, -1]
+    return np.asarray(worst), holds[:, -1]
 
 
 @lru_cache(maxsize=4096)
 def _part_values(model: Model, split: Split, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """By part, values per token: kept for the backward pass; there until the gradients of the weights are done;
-    alive while one layer is recomputed."""
+    """By part, values per token: kept for the backward pass; read by the gradients of weights; alive beside while
+    one layer's backward pass runs."""
     kinds, counts = kinds_by_part(model, split)
-    kept = np.array([_kept_values(model, layer, keeping) for layer in kinds])
-    whole = np.array([_kept_values(model, layer, keeping._replace(recompute="none")) for layer in kinds])
-    widest = np.where(counts > 0, whole[:, None], 0.0).max(axis=0)
+    kept = np.array([kept_values(model, layer, keeping) for layer in kinds])
+    owed = np.array([owed_values(model, layer, keeping) for layer in kinds])
+    alive = np.array([alive_values(model, layer, keeping) for layer in kinds])
     joints = np.zeros(len(split))
     joints[-1] = 4.0 * model.hidden * model.mtp_layers  # hidden states and embedding, before and after their norms
-    return kept @ counts + joints, whole @ counts + joints, widest * (keeping.recompute == "full")
-
-
-@lru_cache(maxsize=4096)
-def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
-    """Values per token that one layer keeps for its backward pass (2 bytes each).
-
-    full recompute    the layer's input
-    attention         input, norm, queries, keys, values, output of the core
-    feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
-                      which each of the etp ranks holds for all of them
-    selective drops   norms, activations and expert outputs: cheap to recompute; of mla also what is projected up from
-                      the latent vectors (DeepSeek-V3, arXiv:2412.19437 section 3.2.3)
-    fp8_block         what only the GEMM of a weight's gradient reads again is kept as it was read, ``input_share`` of
-                      2 bytes: norms, core output, activation, expert input; with selective, gate and up of experts too
-                      (there, section 3.3.3)
-    """
-    hidden, a, ffn = model.hidden, layer.attention, layer.ffn
-    if keeping.recompute == "full":
-        return float(hidden)
-    every, input_share = keeping.recompute == "none", keeping.input_share
-    norm, output = every * input_share * hidden, input_share * a.heads * a.v_head_dim
-    core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
-    if a.kind == "mla" and not every:
-        core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
-    attention = hidden + norm + core + output
-    if not isinstance(ffn, Experts):
-        return attention + hidden + norm + _ffn_values(ffn.width, ffn.gated, every * input_share)
-    row = row_width(model, layer)
-    copy = keeping.etp * (input_share * row + every * row)
-    copy += _ffn_values(ffn.width, ffn.gated, every * input_share) * (1.0 if every else input_share)
-    shared = _ffn_values(ffn.shared_width, ffn.gated, every * input_share)
-    return attention + hidden + norm + shared + ffn.top_k * copy * keeping.imbalance
-
-
-def _ffn_values(width: int, gated: bool, activation: float) -> float:
-    return width * (1 + gated + activation)
+    return kept @ counts + joints, owed @ counts + joints, np.where(counts > 0, alive[:, None], 0.0).max(axis=0)
 
 
 def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArray:

@@ -18,7 +18,6 @@ from moesim.schedule import SCHEDULES
 from moesim.stages import split_of
 from moesim.step.scenario import make_scenario
 from moesim.strategy import RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
-from moesim.units import GIB
 from moesim.workload import make_workload
 
 MIXTRAL = load_model("mixtral-8x7b")
@@ -142,7 +141,7 @@ def test_block_scaled_fp8_halves_the_matrices_and_not_the_ends():
 
 def test_the_total_is_the_sum():
     assert Memory(1.0, 2.0, 3.0, 4.0, 5.0, 6.0).total == 21.0
-    assert training("ep=8").buffers == 2 * GIB  # one constant, without ZeRO 3
+    assert training("ep=8").buffers == 1.06e9 + 688e6 + 688e6 + 544e6  # communicators of dp, ep and expert dp
 
 
 TRAINING = make_workload("train", 16)
@@ -169,7 +168,7 @@ def trained(draw):
         draw(st.sampled_from(layouts(name))),
         micro_batch=draw(st.sampled_from([1, 2, 4])),
         zero=draw(st.sampled_from(ZERO_STAGES)),
-        recompute=draw(st.sampled_from(RECOMPUTE)),
+        recompute=draw(st.sampled_from((*RECOMPUTE, "norms+moe"))),
         schedule=draw(st.sampled_from(sorted({*SCHEDULES} - {"interleaved", "dualpipe"}))),
     )
 
@@ -234,6 +233,7 @@ def test_recompute_schedule_and_zero_save_what_they_promise(case, skew):
 
     assert total(recompute="selective") <= total(recompute="none")
     assert total(schedule="1f1b") <= total(schedule="gpipe")
-    assert total(zero=2) <= total(zero=1) <= total(zero=0)
-    if strategy.pp <= 4:  # a stage of one layer gains nothing by recomputing it whole
-        assert total(recompute="full") <= total(recompute="selective")
+    assert total(zero=1) <= total(zero=0)
+    if strategy.pp == 1:  # with few layers, two that wait to be reduced are most of them
+        assert total(zero=2) <= total(zero=1)
+    assert total(recompute="full") <= total(recompute="selective")

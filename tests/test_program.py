@@ -143,7 +143,8 @@ def test_a_token_waits_for_the_one_before_it():
 
 
 flags = dict.fromkeys(
-    ("moe", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"), st.booleans()
+    ("moe", "tp", "cp", "ep", "etp", "shared", "latent", "replicated", "gathers_weights", "reduces_gradients"),
+    st.booleans(),
 )
 shapes = st.builds(
     LayerShape, chunks=st.sampled_from([1, 2, 4]), overlap=st.sampled_from(sorted(LAYERS)), slot=st.integers(0, 1),
@@ -151,7 +152,7 @@ shapes = st.builds(
 ).map(lambda shape: shape if shape.overlap in CHUNKED else shape._replace(chunks=1))  # fmt: skip
 
 
-@given(shapes, st.sampled_from(["none", "selective", "full"]))
+@given(shapes, st.sampled_from(["none", "selective", "full", "mla_up+moe", "mlp+shared_experts"]))
 def test_nothing_waits_for_what_comes_later(shape, recompute):
     programs = [forward_layer(shape), pair_layer(shape._replace(overlap="chunked", chunks=1), recompute=recompute)]
     programs += [backward_layer(shape, recompute=recompute, part=part) for part in ("all", "data", "weights")]

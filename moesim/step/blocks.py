@@ -192,17 +192,28 @@ def _over_tp(scenario: Scenario, tp: int, tokens: float, *, leave: bool) -> Pric
     return tp_scatter(scenario, group, tokens, splits_tokens=True) if leave else tp_gather(scenario, group, tokens)
 
 
-def recompute_selective(scenario: Scenario, layer: Layer, tp: int, tokens: float, copies: float) -> Price:
-    """Norms and activations again, which are memory-bound, and what mla projects up from its latent vectors.
+def recomputed(
+    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, dropped: frozenset[str], copies: float
+) -> Price:
+    """The parts inside blocks that were dropped (``recompute.INSIDE``), again: norms and activations, which are
+    memory-bound; what mla projects up from its latent vectors and how that becomes heads; the attention core.
 
-    ``tokens`` of this rank, ``copies`` of its experts.
+    ``copies`` are rows of this rank's experts. Blocks that are computed again as a whole bring their activation.
     """
-    ffn, hidden = layer.ffn, scenario.model.hidden
-    shared = getattr(ffn, "shared_width", 0)
-    routed = copies * ffn.width if layer.is_moe else tokens * ffn.width
-    values = tokens * (4.0 * hidden + 3.0 * shared) + 3.0 * routed
-    upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
-    return both(_elementwise(scenario, 1.0, values), _gemms(scenario, upward, tokens * tp, tp, "forward"))
+    ffn, tokens = layer.ffn, tokens_per_tp_group(scenario, micro_batch, cp)
+    values = tokens / tp * 4.0 * scenario.model.hidden * ("norms" in dropped)
+    if "activations" in dropped and not layer.is_moe:
+        values += 3.0 * tokens / tp * ffn.width * ("mlp" not in dropped)
+    elif "activations" in dropped and "moe" not in dropped:
+        shared = getattr(ffn, "shared_width", 0) * ("shared_experts" not in dropped)
+        values += 3.0 * (tokens / tp * shared + copies * ffn.width)
+    found, latent = NOTHING, "mla_up" in dropped and layer.attention.kind == "mla"
+    if latent:
+        upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
+        found, values = _gemms(scenario, upward, tokens, tp, "forward"), values + tokens / tp * _head_values(layer)
+    if "core" in dropped:
+        found = both(found, _core(scenario, layer, tp, cp, micro_batch))
+    return both(_elementwise(scenario, 1.0, values), found)
 
 
 COLLECTIVES: Final = {"all_gather": all_gather, "all_reduce": all_reduce, "reduce_scatter": reduce_scatter}
@@ -217,6 +228,13 @@ def collective(scenario: Scenario, family: str, op: str, group: Group, size_byte
 def tp_gather(scenario: Scenario, group: Group, tokens: float) -> Price:
     """Sequence-parallel tokens come together before a block: all-gather."""
     return collective(scenario, "tp", "all_gather", group, _rows(scenario, tokens))
+
+
+def latent_gather(scenario: Scenario, layer: Layer, group: Group, tokens: float) -> Price:
+    """mla's latent vectors, kept in slices as all tokens are, come together to be projected up again."""
+    a = layer.attention
+    size = tokens * ((a.q_lora_rank or 0) + a.cached_values) * BF16_BYTES
+    return collective(scenario, "tp", "all_gather", group, size)
 
 
 def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens: bool) -> Price:

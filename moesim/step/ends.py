@@ -1,7 +1,7 @@
 """What a step adds around its passes: transfers between stages, weights gathered, gradients reduced, optimizer."""
 
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from moesim.cluster import Group
 from moesim.collectives import point_to_point
@@ -12,6 +12,7 @@ from moesim.memory import (
     embedding_copies,
     ends_by_stage,
     held_by_stage,
+    optimizer_bytes,
 )
 from moesim.model import embedding_parameters
 from moesim.stages import Split, layers_on_stages, split_of
@@ -19,9 +20,6 @@ from moesim.step import blocks
 from moesim.step.price import NOTHING, Price, both, price
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups
-
-# Read gradient, master weight and two moments in fp32; write the last three and the bf16 weight.
-OPTIMIZER_TRAFFIC_BYTES: Final = 4 * 4.0 + 3 * 4.0 + 2.0
 
 Parts = tuple[tuple[Group, float], tuple[Group, float]]  # (group, parameters): dense, experts
 
@@ -112,7 +110,9 @@ def _once_per_step(
     op = "reduce_scatter" if zero else "all_reduce"
     reduce = _over_both(scenario, op, edge if zero >= 2 else parts, GRADIENT_BYTES)
     kept = sum(n / (g.size if zero else 1) for g, n in parts)
-    return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * OPTIMIZER_TRAFFIC_BYTES))
+    # reads gradient, master weight and two moments; writes the last three and the weight
+    traffic = GRADIENT_BYTES + 2.0 * optimizer_bytes(scenario.workload.dtype) + TRAINING_WEIGHT_BYTES
+    return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * traffic))
 
 
 def _over_both(scenario: Scenario, op: str, parts: Parts, bytes_each: float) -> Price:
