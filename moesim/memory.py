@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from moesim.context import together_bytes
 from moesim.cost import FloatArray
 from moesim.model import (
     Experts,
@@ -119,7 +120,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        FRAMEWORK_BYTES + _gathered_layer(model, strategy),
+        FRAMEWORK_BYTES + _gathered_layer(model, strategy) + together_bytes(model, workload, strategy),
     )
 
 
@@ -137,7 +138,7 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
         0.0,
         tokens_on_gpu(workload, strategy) * (widest + whole) * ACTIVATION_BYTES,
         _kv_cache(model, workload, strategy),
-        FRAMEWORK_BYTES,
+        FRAMEWORK_BYTES + together_bytes(model, workload, strategy),
     )
 
 

@@ -27,9 +27,11 @@ VIRTUAL: Final = {True: ("interleaved", "combined_1f1b"), False: tuple({*SCHEDUL
 CHUNKED: Final = ("chunked", "shortcut", "shortcut2", "shortcut3")  # may cut the all-to-all into chunks
 MOST_CHUNKS: Final = 256
 ZERO_STAGES: Final = (0, 1, 2, 3)
+CP_EXCHANGES: Final = ("all_gather", "ring")  # how context parallelism moves keys and values
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "zero": ZERO_STAGES,
     "recompute": RECOMPUTE,
+    "cp_exchange": CP_EXCHANGES,
     "all_to_all": tuple(ALGORITHMS),
     "overlap": OVERLAPS,
     "schedule": tuple(SCHEDULES),
@@ -48,6 +50,7 @@ class Strategy:
     etp: int = 1
     pp: int = 1
     cp: int = 1
+    cp_exchange: str = "all_gather"
     micro_batch: int = 1
     zero: int = 1
     recompute: str = "none"
@@ -278,9 +281,7 @@ def _convert(name: str, value: Any) -> Any:
         raise choice("strategy key", str(name), list(FIELDS))
     if name == "capacity_factor":
         return _number(name, value, float)
-    if name in ("recompute", "all_to_all", "overlap", "schedule", "placement"):
-        return str(value)
-    return _number(name, value, int)
+    return str(value) if isinstance(FIELDS[name].default, str) else _number(name, value, int)
 
 
 def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float | None:
@@ -291,8 +292,7 @@ def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float
             raise ValueError
         return kind(value)
     except (TypeError, ValueError, OverflowError):
-        word = "a whole number" if kind is int else "a number"
-        raise MoesimError(f"strategy has {name}={value!r}: give {word}") from None
+        raise MoesimError(f"strategy has {name}={value!r}: give a{' whole' * (kind is int)} number") from None
 
 
 def show(strategy: Strategy) -> str:

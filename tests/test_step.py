@@ -25,7 +25,7 @@ from moesim.step.passes import forward_pass, pass_key, spread
 from moesim.step.play import passes_of, times_of
 from moesim.step.scenario import make_scenario
 from moesim.step.times import step_bound
-from moesim.strategy import RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
+from moesim.strategy import CP_EXCHANGES, RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
 from moesim.workload import make_workload
 
 SIZES = {
@@ -99,6 +99,7 @@ def configurations(draw):
         all_to_all=draw(st.sampled_from(["linear", "2dh", "ag_rs"])),
         placement=draw(st.sampled_from(["contiguous", "balanced"])),
         capacity_factor=draw(st.sampled_from([None, None, 1.0, 1.25])),
+        cp_exchange=draw(st.sampled_from(CP_EXCHANGES)),
     )
     assume(reason(scenario(kind, model, nodes), strategy) is None)
     return (kind, model, nodes), strategy

@@ -11,7 +11,7 @@ from moesim.alltoall import Direction
 from moesim.cluster import Group
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Layer
-from moesim.step import blocks, experts
+from moesim.step import blocks, experts, ring
 from moesim.step.blocks import Part
 from moesim.step.experts import Spread
 from moesim.step.keys import Key, spread, variant_key
@@ -31,7 +31,7 @@ def fixed(scenario: Scenario, layer: Layer, key: Key, what: str, halves: bool, b
         prices = prices | _halves(scenario, layer, key, what != "forward")
     if before is not None:
         found = _both_ways(scenario, before, key, what)
-        blocks_ = ("attention", "ffn")
+        blocks_ = ("attention", "core", "ffn")
         prices = prices | {f"{name} before": one for name, one in found.items() if name.split()[0] in blocks_}
         if what == "selective":
             prices["recompute"] = both(prices["recompute"], found["recompute"])
@@ -112,7 +112,7 @@ def _halves(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Price
 
 
 def _attention(scenario: Scenario, layer: Layer, key: Key, part: Part) -> Price:
-    return blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part)
+    return blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part, key.ring)
 
 
 def own_tokens(scenario: Scenario, key: Key) -> float:
@@ -129,10 +129,23 @@ def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
         prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
         if key.splits:
             prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
-    if key.cp > 1:
+    if key.ring:
+        prices |= _ring(scenario, layer, key)
+    elif key.cp > 1:
         exchange = blocks.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
         prices |= {"kv exchange": exchange, "kv exchange grad": scaled(exchange, 2.0)}
     return prices | _sharded(scenario, layer, key)
+
+
+def _ring(scenario: Scenario, layer: Layer, key: Key) -> Prices:
+    """Context parallelism by ring: steps of the core, and what travels meanwhile."""
+    sizes, sent = (key.tp, key.cp, key.micro_batch), (key.cp_group, key.tp, key.micro_batch)
+    return {
+        "core": ring.core_step(scenario, layer, *sizes, "forward"),
+        "core grad": ring.core_step(scenario, layer, *sizes, "data"),
+        "kv send": ring.send(scenario, layer, *sent, slices=1),
+        "kv send grad": ring.send(scenario, layer, *sent, slices=2),
+    }
 
 
 def _sharded(scenario: Scenario, layer: Layer, key: Key) -> Prices:
