@@ -270,7 +270,7 @@ def usable_on(cluster: Cluster, group: Group, workload: str) -> tuple[str, ...]:
 @lru_cache(maxsize=16384)
 def fastest(scenario: Scenario, load: Spread, group: Group, chunks: int) -> frozenset[str]:
     """All-to-alls that no other one beats both ways, with one chunk of this load."""
-    ways = [(way, experts.row_bytes(scenario, way)) for way in experts.DIRECTIONS]
+    ways = [(way, experts.row_bytes(scenario.workload.dtype, way)) for way in experts.DIRECTIONS]
     seconds = {
         name: [
             float(experts.exchange(scenario, load, group, name, chunks, way, size).slowest.mean()) for way, size in ways

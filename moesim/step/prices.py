@@ -189,7 +189,7 @@ def _moved(
         ways += [("combine grad", "dispatch"), ("dispatch grad", "combine")]
     if algorithm != "none":
         for name, way in ways:
-            size = experts.row_bytes(scenario, way)
+            size = experts.row_bytes(scenario.workload.dtype, way)
             prices[name] = experts.exchange(scenario, spread_, ep, algorithm, chunks, way, size)
     if etp is not None:
         prices["etp gather"] = experts.etp_exchange(scenario, spread_, etp, chunks, True)
