@@ -174,6 +174,23 @@ def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool,
     return found._replace(family="dense")
 
 
+@lru_cache(maxsize=4096)
+def embedding(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
+    """Look-up in training: each tensor-parallel rank has a part of the vocabulary, and the sums leave as slices of
+    the sequence; their gradients come together again (arXiv:2205.05198). A micro-batch's gradient is one of the whole
+    table in bf16, written and read, before it is added (torch's embedding_dense_backward)."""
+    tokens, hidden = tokens_per_tp_group(scenario, micro_batch, cp), scenario.model.hidden
+    found = _elementwise(scenario, tokens, 2.0 * hidden)
+    if backward:
+        table = scenario.model.vocab * hidden / tp
+        found = both(found, both(_elementwise(scenario, table, 3.0), accumulated(scenario, table)))
+    if tp > 1:
+        group = groups(Strategy(tp=tp), scenario.cluster)["tp"]
+        found = both(found, tp_gather(scenario, group, tokens) if backward
+                     else tp_scatter(scenario, group, tokens, splits_tokens=True))  # fmt: skip
+    return found._replace(family="dense")
+
+
 def recompute_selective(scenario: Scenario, layer: Layer, tp: int, tokens: float, copies: float) -> Price:
     """Norms and activations again, which are memory-bound, and what mla projects up from its latent vectors.
 
