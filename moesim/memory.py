@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from moesim.context import together_bytes
 from moesim.cost import FloatArray
 from moesim.model import (
     Layer,
@@ -133,7 +134,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(workload.dtype)),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        _buffers(model, strategy),
+        _buffers(model, strategy) + together_bytes(model, workload, strategy),
     )
 
 
@@ -151,7 +152,7 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
         0.0,
         tokens_on_gpu(workload, strategy) * (widest + whole) * ACTIVATION_BYTES,
         _kv_cache(model, workload, strategy),
-        FRAMEWORK_BYTES,
+        FRAMEWORK_BYTES + together_bytes(model, workload, strategy),
     )
 
 

@@ -8,10 +8,10 @@ Two questions of Tutel (arXiv:2206.03382) priced with moesim's own costs of DGX 
 
 Expected: linear in two chunks the best static choice, 2dh behind it on few GPUs and less so on many; r = 0 for many
 tokens, r > 1 where the experts are large. Found: 8 of the 10 best numbers of chunks of table 6 (ties counted) and both
-halves of fig. 12. Missed: on 256 GPUs Tutel's linear loses 27 to 107 % in two to eight chunks and its 2dh wins; here
-linear stays ahead, because messages of a few hundred KB cost too little; and one chunk loses about twice what it lost
-there, because overlapping slows nothing down here. Tutel's experts computed in fp32, these in bf16: half the bytes and
-twice the rate.
+halves of fig. 12; one chunk of linear loses 17 to 23 % (Tutel: 9 to 20 %), because what overlaps slows each other down
+(``step.contention``; without it, 34 to 43 %). Missed: on 256 GPUs Tutel's linear loses 27 to 107 % in two to eight
+chunks and its 2dh wins; here linear stays ahead, because messages of a few hundred KB cost too little. Tutel's experts
+computed in fp32, these in bf16: half the bytes and twice the rate.
 
     python studies/adaptive_policy.py --out studies/results
 """

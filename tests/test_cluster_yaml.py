@@ -8,6 +8,8 @@ import yaml
 
 from moesim.cluster import GPUS, Degraded, Fabric, Wire, graph, load_cluster
 from moesim.errors import MoesimError
+from moesim.tiers import Tier, Tiers, tiers_of
+from moesim.units import US
 
 DOCS = Path(__file__).parents[1] / "docs" / "clusters.md"
 
@@ -46,6 +48,21 @@ def test_quantities_carry_their_units(file):
     assert cluster.scale_out.peak_bytes_per_s == 50e9
     assert (cluster.scale_up.basis, cluster.scale_out.basis) == ("estimated", "measured")
     assert cluster.gpu_hour_price == 2.5
+
+
+def test_memory_behind_a_gpu_can_be_stated(file):
+    cpu = "cpu: {capacity: 250GB, bandwidth: 40GB/s, start: 10us, source: our copies}"
+    ssd = "ssd: {capacity: 3.8TB, bandwidth: 6GB/s, start: 100us, source: fio}"
+    both = load_cluster(file(f"{GOOD}memory_tiers: {{{cpu}, {ssd}}}"))
+    assert tiers_of(both) == both.tiers == Tiers(
+        cpu=Tier(capacity_bytes=250e9, bytes_per_s=40e9, start_s=10 * US, source="our copies"),
+        ssd=Tier(capacity_bytes=3.8e12, bytes_per_s=6e9, start_s=100 * US, source="fio"),
+    )  # fmt: skip
+    alone = load_cluster(file(f"{GOOD}memory_tiers: {{{cpu}}}"))
+    assert tiers_of(alone).ssd is None
+    assert tiers_of(alone, cpu_bytes_per_s=20e9).cpu.capacity_bytes == 250e9
+    with pytest.raises(MoesimError, match=r"memory_tiers\.cpu\.start is missing"):
+        load_cluster(file(f"{GOOD}memory_tiers: {{{cpu.replace('start: 10us, ', '')}}}"))
 
 
 def test_the_number_of_nodes_can_be_replaced(file):

@@ -1,6 +1,7 @@
 """The policy table of an expert layer: Table 4 of Tutel, the best way of each bucket, what a static choice loses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim import api
-from moesim.adaptive import BUCKET, MoeLayer, Way, best_ways, capacities, possible, why_not
+from moesim.adaptive import BUCKET, MoeLayer, Way, best_ways, capacities, possible, price, why_not
 from moesim.adaptive.layer import copies_of, gather_group
 from moesim.adaptive.price import _exchange, load_prices
 from moesim.adaptive.volume import data_parallel, expert_data_parallel, expert_model_parallel, way
@@ -18,6 +19,7 @@ from moesim.cluster import Cluster, load_cluster
 from moesim.errors import MoesimError
 from moesim.model import Experts
 from moesim.profile import load_profile
+from moesim.step.contention import MOVING, NONE
 
 A100 = load_cluster("dgx-a100", 8)
 LOADS = tuple(float(factor) for factor in range(1, 9))
@@ -89,7 +91,7 @@ def test_a_way_that_cannot_run_says_why():
 
 
 def test_r_times_the_tokens_are_r_times_the_bytes():
-    one, two = (_exchange(layer(), A100, Way(r, 1, "linear"), np.array([8192.0])) for r in (1, 2))
+    one, two = (_exchange(layer(), A100, Way(r, 1, "linear"), np.array([8192.0]), "dispatch") for r in (1, 2))
     assert two.seconds.item() / one.seconds.item() == pytest.approx(2.0, rel=0.03)
 
 
@@ -99,7 +101,8 @@ def test_the_played_layer_is_the_sum_of_its_parts_without_chunks():
     assert found[0].seconds[0] == pytest.approx(parts["weights"] + 2 * parts["dispatch"] + parts["experts"])
 
 
-def test_two_chunks_follow_the_closed_form():
+def test_two_chunks_follow_the_closed_form(monkeypatch):
+    monkeypatch.setattr(price, "beside", lambda *_: NONE)
     # n equal chunks on two streams: max(n (d + c), d + e + n c, d + n e + c, n d + e + c), weights before the first
     for chunks in (2, 4, 8):
         one = load_prices(
@@ -108,6 +111,31 @@ def test_two_chunks_follow_the_closed_form():
         d, e = one.parts["dispatch"].seconds.item(), one.parts["experts"].seconds.item()
         closed = max(2 * chunks * d, d + e + chunks * d, 2 * d + chunks * e, chunks * d + e + d)
         assert one.seconds[0] == pytest.approx(closed)
+
+
+def test_what_overlaps_slows_each_other_down_and_one_chunk_overlaps_nothing(monkeypatch):
+    ways = [Way(4, chunks, "linear") for chunks in (1, 2, 8)]
+
+    def seconds():
+        found = load_prices(layer(), A100, load_profile(A100.gpu), ways, np.array([512.0, 2048.0]))
+        return np.stack([one.seconds for one in found])
+
+    real = seconds()
+    monkeypatch.setattr(price, "beside", lambda *_: NONE)
+    slower = real / seconds()
+    assert slower[0].tolist() == [1.0, 1.0]
+    assert (slower[1:] > 1.0).all()
+    assert slower.max() < MOVING
+
+
+def test_block_scaled_fp8_sends_half_the_bytes_there_and_all_of_them_home():
+    way_, many = Way(1, 1, "linear"), np.array([8192.0])
+    there, home, plain = (
+        _exchange(replace(layer(), dtype=dtype), A100, way_, many, direction).seconds.item()
+        for dtype, direction in (("fp8_block", "dispatch"), ("fp8_block", "combine"), ("bf16", "dispatch"))
+    )
+    assert home == plain
+    assert there / home == pytest.approx((1 + 4 / 128) / 2, rel=0.03)
 
 
 # --- the table --------------------------------------------------------------------------------------------------
@@ -126,8 +154,8 @@ def base():
 
 
 def test_as_the_load_falls_weights_stay_and_tokens_move(base, large):
-    # fig. 12: Base uses r = 0 and 1 only, Large larger ones
-    for found, rs in ((base, {0, 1}), (large, {2, 4})):
+    # fig. 12: Base uses r = 0 and 1 only, Large moves tokens at every load and cuts its experts at the lower ones
+    for found, rs in ((base, {0, 1}), (large, {1, 4})):
         best = [found.way(load).r for load in range(len(LOADS))]
         assert best == sorted(best, reverse=True)  # r never falls as the capacity factor does
         assert set(best) == rs

@@ -148,7 +148,7 @@ flags = dict.fromkeys(
 )
 shapes = st.builds(
     LayerShape, chunks=st.sampled_from([1, 2, 4]), overlap=st.sampled_from(sorted(LAYERS)), slot=st.integers(0, 1),
-    **flags,
+    ring=st.sampled_from([0, 2, 3]), **flags,
 ).map(lambda shape: shape if shape.overlap in CHUNKED else shape._replace(chunks=1))  # fmt: skip
 
 

@@ -10,14 +10,14 @@ from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from moesim.alltoall import sent_and_received
-from moesim.cluster import load_cluster
-from moesim.collectives import point_to_point
+from moesim.cluster import Group, load_cluster
+from moesim.collectives import all_gather, point_to_point, reduce_scatter
 from moesim.errors import MoesimError
 from moesim.metrics import measure
 from moesim.model import load_model
 from moesim.routing import draw_tokens, imbalance, parse_routing, popularity
 from moesim.schedule import SCHEDULES
-from moesim.step import experts
+from moesim.step import blocks, experts
 from moesim.step.ends import ends
 from moesim.step.layers import bounded
 from moesim.step.parts import part_passes
@@ -25,7 +25,7 @@ from moesim.step.passes import forward_pass, pass_key, spread
 from moesim.step.play import passes_of, times_of
 from moesim.step.scenario import make_scenario
 from moesim.step.times import step_bound
-from moesim.strategy import RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
+from moesim.strategy import CP_EXCHANGES, RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
 from moesim.workload import make_workload
 
 SIZES = {
@@ -57,6 +57,17 @@ def test_stages_send_over_nvlink_when_both_are_on_one_node(nodes, text, inside):
     size = 2048 * 4096 * 2.0  # one sequence of bf16 activations
     expected = [float(point_to_point(given_.cluster, size, same).seconds) for same in inside]
     assert [float(one.seconds.sum()) for one in found] == expected
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_look_up_reads_and_writes_rows_and_its_gradient_is_the_whole_table(tp):
+    given_ = scenario()  # 2,048 tokens, 32,000 rows of 4,096 values
+    group, rate = Group(size=tp, per_node=tp), given_.cluster.gpu.memory_bytes_per_s
+    rows, table = 2048 * 4096 * 2 * 2, 32000 * 4096 * 12 / tp
+    there, back = (float(op(given_.cluster, group, 2048 * 4096 * 2).seconds) for op in (reduce_scatter, all_gather))
+    forward, backward = (float(blocks.embedding(given_, tp, 1, 1, one).seconds.sum()) for one in (False, True))
+    assert 1.0 < (forward - there) * rate / rows < 2.0
+    assert 1.0 < (backward - back) * rate / (rows + table) < 2.0
 
 
 # Strategies, priced.
@@ -99,6 +110,7 @@ def configurations(draw):
         all_to_all=draw(st.sampled_from(["linear", "2dh", "ag_rs"])),
         placement=draw(st.sampled_from(["contiguous", "balanced"])),
         capacity_factor=draw(st.sampled_from([None, None, 1.0, 1.25])),
+        cp_exchange=draw(st.sampled_from(CP_EXCHANGES)),
     )
     assume(reason(scenario(kind, model, nodes), strategy) is None)
     return (kind, model, nodes), strategy

@@ -83,7 +83,7 @@ def test_layers_fill_their_pass_from_start_to_end():
     for one in passes:
         layers = [
             s
-            for what in ("layer", "head")
+            for what in ("embedding", "layer", "head")
             for s in inside[one.rank, one.micro_batch, what]
             if one.start_s <= s.start_s and s.end_s <= one.end_s
         ]
@@ -92,14 +92,14 @@ def test_layers_fill_their_pass_from_start_to_end():
         assert sum(s.end_s - s.start_s for s in layers) == pytest.approx(one.end_s - one.start_s, rel=1e-9)
 
 
-def test_every_stage_runs_its_own_layers_and_only_the_last_the_head():
+def test_every_stage_runs_its_own_layers_the_first_the_embedding_and_the_last_the_head():
     spans = step_spans(scenario(), load_strategy("pp=4 ep=4", 16))
     by_stage = defaultdict(list)
     for span in spans:
         if span.stream == "layer" and span.micro_batch == 0 and span.rank_class == 0:
-            by_stage[span.rank].append(span.chunk if span.what == "layer" else "head")
+            by_stage[span.rank].append(span.chunk if span.what == "layer" else span.what)
     # 27 layers: 7, 8, 7, 5, the head as long as 2.2 more; forward in order, backward reversed, the head last and first
-    assert by_stage[0] == [*range(7), *reversed(range(7))]
+    assert by_stage[0] == ["embedding", *range(7), *reversed(range(7)), "embedding"]
     assert by_stage[1][:8] == list(range(7, 15))
     assert [s for s in range(4) if "head" in by_stage[s]] == [3]
     assert by_stage[3][5:7] == ["head", "head"]

@@ -4,10 +4,11 @@
     compute            |    | E0 | E1 |
 
 Backward is the mirror: the weights again, gradients of the outputs out and of the inputs home, the weight gradients
-in the gaps, and where weights were gathered their gradients are reduced back. With one chunk nothing overlaps.
+in the gaps, and where weights were gathered their gradients are reduced back. With one chunk nothing overlaps; what
+overlaps slows each other down as in a step (``step.contention``).
 A GPU sends its capacity c for each of the E experts, r times; it computes what arrives with 1 / r of the width:
 
-    sent        r c E rows of ``hidden`` bf16 values, evenly to all W GPUs
+    sent        r c E rows of ``hidden`` values, evenly to all W GPUs: bf16, to the experts fp8 where they are fp8_block
     computed    r > 0: its own experts, r c E rows together     r = 0: all E experts, c rows each
 
 Every price is moesim's own: ``alltoall``, ``collectives``, ``compute``; the gradients of the experts cost what was
@@ -21,7 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from moesim.adaptive.layer import MoeLayer, Way, gather_all, gather_group
-from moesim.alltoall import Traffic, all_to_all, resized
+from moesim.alltoall import Direction, Traffic, all_to_all, resized
 from moesim.cluster import Cluster
 from moesim.collectives import all_gather, reduce_scatter
 from moesim.compute import expert_ffn, gradient
@@ -32,7 +33,9 @@ from moesim.network.pairs import Product
 from moesim.player import play_batched
 from moesim.profile import Profile
 from moesim.program import Builder, Program
-from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES
+from moesim.step.blocks import BACKWARD_ERROR
+from moesim.step.contention import NONE, Slower, beside, contended
+from moesim.step.experts import row_bytes
 from moesim.step.price import NOTHING, Price, price, scaled
 
 MOST_ROWS: Final = 65_536  # of one expert in one call: the kernels' rate is flat before that; more is several calls
@@ -65,34 +68,39 @@ def load_prices(
 def _priced(layer: MoeLayer, cluster: Cluster, profile: Profile, way: Way, capacity: FloatArray) -> LoadPrice:
     parts = {
         "weights": _weights(layer, cluster, way, gathers=True),
-        "dispatch": _exchange(layer, cluster, way, capacity),
+        "dispatch": _exchange(layer, cluster, way, capacity, "dispatch"),
+        "combine": _exchange(layer, cluster, way, capacity, "combine"),
         "experts": _experts(layer, cluster, profile, way, capacity),
     }
-    names = {"weights": parts["weights"], "send": parts["dispatch"], "experts": parts["experts"]}
-    seconds = _play(_forward(way), names, len(capacity))
+    names = dict(parts)
+    slower = beside(cluster, profile, way.all_to_all) if way.chunks > 1 else NONE
+    seconds = _play(_forward(way), names, slower, len(capacity))
     if layer.trains:
         names["scatter"] = _weights(layer, cluster, way, gathers=False)
         for which in ("data", "weights"):
             names[f"{which} gradient"] = _gradient(profile, layer.dtype, parts["experts"], which)
-        seconds = seconds + _play(_backward(way), names, len(capacity))
+        seconds = seconds + _play(_backward(way), names, slower, len(capacity))
     busy = [float(one.seconds.mean()) for one in parts.values()]
     error = sum(b * one.error for b, one in zip(busy, parts.values(), strict=True)) / sum(busy)
     return LoadPrice(way, seconds, parts, max(error, BACKWARD_ERROR if layer.trains else 0.0))
 
 
-def _play(program: Program, prices: dict[str, Price], loads: int) -> FloatArray:
-    found = play_batched(program, {key: prices[key].seconds for key in program.keys})
-    return np.array(np.broadcast_to(found, loads))
+def _play(program: Program, prices: dict[str, Price], slower: Slower, loads: int) -> FloatArray:
+    durations = {key: prices[key].seconds for key in program.keys}
+    if slower != NONE:
+        factors = {name: np.full(1, factor) for name, factor in slower._asdict().items()}
+        durations = contended(program, durations, factors)
+    return np.array(np.broadcast_to(play_batched(program, durations), loads))
 
 
 @lru_cache(maxsize=64)
 def _forward(way: Way) -> Program:
     build = Builder(serial=way.chunks == 1)
     ready = build.add("weights", "comm")
-    arrived = [build.add("dispatch", "comm", chunk=j, key="send") for j in range(way.chunks)]
+    arrived = [build.add("dispatch", "comm", chunk=j) for j in range(way.chunks)]
     done = [build.add("experts", "compute", ready, arrived[j], chunk=j) for j in range(way.chunks)]
     for j in range(way.chunks):
-        build.add("combine", "comm", done[j], chunk=j, key="send")
+        build.add("combine", "comm", done[j], chunk=j)
     return build.program()
 
 
@@ -100,10 +108,10 @@ def _forward(way: Way) -> Program:
 def _backward(way: Way) -> Program:
     build = Builder(serial=way.chunks == 1)
     ready = build.add("weights", "comm")
-    arrived = [build.add("combine grad", "comm", chunk=j, key="send") for j in range(way.chunks)]
+    arrived = [build.add("combine grad", "comm", chunk=j, key="dispatch") for j in range(way.chunks)]
     done = [build.add("data gradient", "compute", ready, arrived[j], chunk=j) for j in range(way.chunks)]
     for j in range(way.chunks):
-        build.add("dispatch grad", "comm", done[j], chunk=j, key="send")
+        build.add("dispatch grad", "comm", done[j], chunk=j, key="combine")
     last = [build.add("weights gradient", "compute", done[j], chunk=j) for j in range(way.chunks)]
     build.add("scatter", "comm", *last)
     return build.program()
@@ -127,8 +135,8 @@ def _weights(layer: MoeLayer, cluster: Cluster, way: Way, *, gathers: bool) -> P
     return price("weights", reduce_scatter(cluster, group, parameters * GRADIENT_BYTES))
 
 
-def _exchange(layer: MoeLayer, cluster: Cluster, way: Way, capacity: FloatArray) -> Price:
-    """One chunk of dispatch; combine and the gradients' exchanges are as long."""
+def _exchange(layer: MoeLayer, cluster: Cluster, way: Way, capacity: FloatArray, direction: Direction) -> Price:
+    """One chunk of dispatch or combine. The gradients of the outputs go as tokens do, those of the inputs come home."""
     if way.r == 0 or cluster.gpus == 1:
         return NOTHING
     experts, gpus = layer.experts.experts, cluster.gpus
@@ -139,8 +147,8 @@ def _exchange(layer: MoeLayer, cluster: Cluster, way: Way, capacity: FloatArray)
         token_bytes=1.0,
         top_k=layer.experts.top_k,
     )
-    sized = resized(traffic, layer.hidden * BF16_BYTES / way.chunks)
-    return price("all-to-all", all_to_all(cluster, gather_all(cluster), sized, way.all_to_all))
+    sized = resized(traffic, layer.hidden * row_bytes(layer.dtype, direction) / way.chunks)
+    return price("all-to-all", all_to_all(cluster, gather_all(cluster), sized, way.all_to_all, direction))
 
 
 def _experts(layer: MoeLayer, cluster: Cluster, profile: Profile, way: Way, capacity: FloatArray) -> Price:

@@ -5,6 +5,7 @@
       scale_out   the link between nodes (NIC), per GPU and direction, already divided when GPUs share a NIC
 
 fabric     Fabric: how the links are joined, Degraded: which are slow
+tiers      Tier, Tiers: memories behind that of a GPU
 nouns      Gpu, Link, Cluster, Group
 presets    GPUS, CLUSTERS: stated figures, each with its source
 graph      the same cluster as a networkx graph, to describe, check and draw
@@ -20,11 +21,12 @@ from moesim.cluster.fabric import Degraded, Fabric, Wire
 from moesim.cluster.graph import graph
 from moesim.cluster.nouns import Cluster, Gpu, Group, Link, check_group
 from moesim.cluster.presets import CLUSTERS, GPUS
+from moesim.cluster.tiers import Tier, Tiers
 from moesim.errors import MoesimError, choice
 
 __all__ = [
-    "CLUSTERS", "GPUS", "Cluster", "Degraded", "Fabric", "Gpu", "Group", "Link", "Wire", "check_group", "graph",
-    "load_cluster",
+    "CLUSTERS", "GPUS", "Cluster", "Degraded", "Fabric", "Gpu", "Group", "Link", "Tier", "Tiers", "Wire", "check_group",
+    "graph", "load_cluster",
 ]  # fmt: skip
 PROFILES_VARIABLE: Final = "MOESIM_PROFILES"  # folders of the user's own profiles
 

@@ -10,6 +10,9 @@ scale_up:  {kind: nvlink, latency: 8us, bandwidth: 320GB/s, peak: 450GB/s, sourc
 scale_out: {kind: nic, latency: 20us, bandwidth: 45GB/s, peak: 400Gb/s, source: "..."}   # per GPU
 nics_per_node: 8
 fabric: {between: tree, leaf_nodes: 16, oversubscription: 2}   # optional; docs/clusters.md has all its keys
+memory_tiers:             # optional: a GPU's share of what is behind its memory; for moesim tiers
+  cpu: {capacity: 250GB, bandwidth: 40GB/s, start: 10us, source: "..."}
+  ssd: {capacity: 3.8TB, bandwidth: 6GB/s, start: 100us, source: "..."}   # optional
 gpu_hour_price: 2.5       # optional, with its source
 gpu_hour_price_source: "our invoice"
 source: "who wrote this, from what"
@@ -26,6 +29,7 @@ from moesim import units
 from moesim.cluster.fabric import Between, Degraded, DegradedKind, Fabric, Inside
 from moesim.cluster.nouns import BasisName, Cluster, Gpu, Link, LinkKind
 from moesim.cluster.presets import GPUS
+from moesim.cluster.tiers import Tier, Tiers
 from moesim.cluster.wiring import check_wires, read_wires
 from moesim.errors import MoesimError, choice
 
@@ -72,6 +76,18 @@ class _LinkKeys(_Keys):
     source: _Text
 
 
+class _TierKeys(_Keys):
+    capacity: _Bytes
+    bandwidth: _BytesPerS
+    start: _Seconds
+    source: _Text
+
+
+class _TiersKeys(_Keys):
+    cpu: _TierKeys
+    ssd: _TierKeys | None = None
+
+
 class _DegradedKeys(_Keys):
     link: DegradedKind
     node: StrictInt
@@ -109,6 +125,7 @@ class _ClusterKeys(_Keys):
     scale_out: _LinkKeys | None = None
     nics_per_node: Annotated[StrictInt, Field(ge=0)] | None = None  # one per GPU where there is a scale_out link
     fabric: _FabricKeys = _FabricKeys()
+    memory_tiers: _TiersKeys | None = None
     gpu_hour_price: Annotated[float, Field(gt=0)] | None = None
     gpu_hour_price_source: str = ""
     source: _Text
@@ -129,6 +146,7 @@ def read_cluster(path: Path) -> Cluster:
             scale_out=None if keys.scale_out is None else _link(keys.scale_out),
             nics_per_node=_nics(keys),
             fabric=_fabric(keys, path),
+            tiers=_tiers(keys.memory_tiers),
             gpu_hour_price=keys.gpu_hour_price,
             gpu_hour_price_source=keys.gpu_hour_price_source,
             source=keys.source,
@@ -189,6 +207,7 @@ def _one_line(what: str, error: Any, model: type[_Keys]) -> str:
 def _known_keys(model: type[_Keys], parents: tuple[str | int, ...]) -> list[str]:
     inner: dict[str, type[_Keys]] = {
         "scale_up": _LinkKeys, "scale_out": _LinkKeys, "fabric": _FabricKeys, "degraded": _DegradedKeys,
+        "memory_tiers": _TiersKeys, "cpu": _TierKeys, "ssd": _TierKeys,
     }  # fmt: skip
     named = [part for part in parents if isinstance(part, str)]  # without the numbers of a list
     return list((inner[named[-1]] if named else model).model_fields)
@@ -252,6 +271,14 @@ def _gpu(stated: str | dict[str, Any], path: Path) -> Gpu:
         l2_bytes=keys.l2,
         source=keys.source,
     )
+
+
+def _tiers(keys: _TiersKeys | None) -> Tiers | None:
+    return None if keys is None else Tiers(cpu=_tier(keys.cpu), ssd=None if keys.ssd is None else _tier(keys.ssd))
+
+
+def _tier(keys: _TierKeys) -> Tier:
+    return Tier(capacity_bytes=keys.capacity, bytes_per_s=keys.bandwidth, start_s=keys.start, source=keys.source)
 
 
 def _link(keys: _LinkKeys) -> Link:

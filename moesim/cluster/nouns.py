@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from moesim.cluster.fabric import PLAIN, Fabric
+from moesim.cluster.tiers import Tiers
 from moesim.errors import MoesimError, choice
 
 MOST_LATENCY_S = 0.01  # more is a slip of the unit
@@ -73,6 +74,7 @@ class Cluster:
     scale_out: Link | None = None  # between nodes, per GPU and direction (a shared NIC already divided)
     nics_per_node: int = 0
     fabric: Fabric = PLAIN
+    tiers: Tiers | None = None  # of one GPU; None: those of a preset of this name, or unknown
     gpu_hour_price: float | None = None
     gpu_hour_price_source: str = ""
     source: str = ""

@@ -60,6 +60,14 @@ def kv_bytes_per_token(model: Model, layer: Layer, dtype_bytes: float) -> float:
     return layer.attention.cached_values * dtype_bytes
 
 
+def kv_values(attention: Attention, tp: int) -> float:
+    """Keys and values of a token on one of ``tp`` GPUs, as the core reads them after all projections: mla's are
+    projected up from the latent vector, and a GPU has at least one whole key-value head."""
+    if attention.kind == "mla":
+        return attention.heads * (attention.head_dim + attention.v_head_dim) / min(tp, attention.heads)
+    return attention.cached_values / min(tp, attention.kv_heads)
+
+
 def kv_bytes(model: Model, tokens: float, dtype_bytes: float) -> float:
     """KV-cache bytes of one sequence of ``tokens`` over all layers, windows and chunks respected."""
     return sum(

@@ -1,11 +1,12 @@
 """Which strategies are considered: layouts, what they keep in memory, and how they communicate.
 
     layout    tp, cp, pp, ep, etp; dp is what is left
-    frame     a layout with micro-batch, ZeRO stage, recompute and schedule that fits in memory
+    frame     a layout with micro-batch, exchange of keys and values, ZeRO stage, recompute and schedule that fits
     variant   all-to-all, chunks, overlap, placement
 
 A frame that keeps less than another fitting one of its layout (more recompute, a higher ZeRO stage) is
-never faster: it is dropped as dominated. So is an all-to-all that takes longer than another one both to
+never faster: it is dropped as dominated. So is one whose keys and values travel slower (cp: all-gather, or the ring,
+which holds less), and an all-to-all that takes longer than another one both to
 dispatch and to combine the frame's own traffic, chunk by chunk: which is fastest depends on message size,
 scale and skew, and is not for the user to guess.
 """
@@ -22,6 +23,7 @@ from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError
 from moesim.memory import memory, state_bytes
 from moesim.metrics import does_not_fit, may_fill
+from moesim.planner.context import exchanges, fastest_exchange
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.step import experts
 from moesim.step.experts import Spread
@@ -94,7 +96,7 @@ def space(scenario: Scenario, some_layouts: Sequence[Strategy] | None = None) ->
             if fitting and not _priced(scenario, sized):
                 infeasible[OUTSIDE] += len(kept) * some
                 continue
-            best = _undominated(fitting)
+            best = _undominated(fitting, fastest_exchange(scenario, sized)) if fitting else []
             infeasible["does not fit in GPU memory"] += (len(kept) - len(fitting)) * some
             dominated += (len(fitting) - len(best)) * some
             found += best
@@ -128,15 +130,16 @@ def _micro_batches(scenario: Scenario, layout: Strategy) -> list[int]:
     return sorted({own // 2**i for i in range(own.bit_length()) if own % 2**i == 0} | {1})
 
 
-Keep = tuple[str, int, str, int]  # recompute, ZeRO stage, schedule, virtual stages
+Keep = tuple[str, str, int, str, int]  # exchange of keys and values, recompute, ZeRO stage, schedule, virtual stages
 
 
 def _keeping(scenario: Scenario, layout: Strategy) -> list[Keep]:
-    """Recompute, ZeRO stage, schedule and virtual stages to try."""
+    """Exchange of keys and values, recompute, ZeRO stage, schedule and virtual stages to try."""
     if not scenario.workload.trains:
-        return [("none", 1, "1f1b", 1)]
+        return [(exchange, "none", 1, "1f1b", 1) for exchange in exchanges(layout)]
     zero = ZERO if layout.pp == 1 else ZERO[:1]
-    return [(*how, *order) for how in product(RECOMPUTE, zero) for order in _orders(scenario, layout)]
+    everything = product(exchanges(layout), RECOMPUTE, zero)
+    return [(*how, *order) for how in everything for order in _orders(scenario, layout)]
 
 
 def _orders(scenario: Scenario, layout: Strategy) -> list[tuple[str, int]]:
@@ -158,8 +161,8 @@ def _orders(scenario: Scenario, layout: Strategy) -> list[tuple[str, int]]:
 def _fitting(scenario: Scenario, sized: Strategy, kept: list[Keep]) -> list[Strategy]:
     """The ways of keeping that fit under the drawn skew; nothing is drawn where not even the least fits."""
     made = [
-        replace(sized, recompute=recompute, zero=zero, schedule=name, virtual=v)
-        for recompute, zero, name, v in kept
+        replace(sized, cp_exchange=exchange, recompute=recompute, zero=zero, schedule=name, virtual=v)
+        for exchange, recompute, zero, name, v in kept
         if not scenario.workload.trains or _keeps(scenario, sized, zero, name, v)
     ]
     if scenario.model.moe is None:
@@ -195,14 +198,16 @@ def _fits(scenario: Scenario, strategy: Strategy, skew: float) -> bool:
     return does_not_fit(scenario.cluster.gpu, found) is None
 
 
-def _undominated(fitting: list[Strategy]) -> list[Strategy]:
-    """Without those that another one of the same schedule beats in recompute and ZeRO stage."""
+def _undominated(fitting: list[Strategy], exchange: str | None) -> list[Strategy]:
+    """Without those that another one of the same schedule beats in recompute, ZeRO stage and exchange of keys and
+    values; ``exchange`` is the fastest, None where that depends on the layer."""
 
     def slower(one: Strategy, other: Strategy) -> bool:
-        mine = RECOMPUTE.index(one.recompute), one.zero
-        theirs = RECOMPUTE.index(other.recompute), other.zero
+        mine = RECOMPUTE.index(one.recompute), one.zero, one.cp_exchange != exchange
+        theirs = RECOMPUTE.index(other.recompute), other.zero, other.cp_exchange != exchange
         alike = (one.schedule, one.virtual) == (other.schedule, other.virtual)
-        return alike and mine != theirs and mine[0] >= theirs[0] and mine[1] >= theirs[1]
+        comparable = alike and (exchange is not None or one.cp_exchange == other.cp_exchange)
+        return comparable and mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
     return [one for one in fitting if not any(slower(one, other) for other in fitting)]
 
@@ -265,7 +270,7 @@ def usable_on(cluster: Cluster, group: Group, workload: str) -> tuple[str, ...]:
 @lru_cache(maxsize=16384)
 def fastest(scenario: Scenario, load: Spread, group: Group, chunks: int) -> frozenset[str]:
     """All-to-alls that no other one beats both ways, with one chunk of this load."""
-    ways = [(way, experts.row_bytes(scenario, way)) for way in experts.DIRECTIONS]
+    ways = [(way, experts.row_bytes(scenario.workload.dtype, way)) for way in experts.DIRECTIONS]
     seconds = {
         name: [
             float(experts.exchange(scenario, load, group, name, chunks, way, size).slowest.mean()) for way, size in ways

@@ -12,7 +12,8 @@ class LayerShape(NamedTuple):
     chunks: int = 1
     overlap: str = "none"  # a key of ``layer.LAYERS``
     tp: bool = False
-    cp: bool = False
+    cp: bool = False  # all keys and values are gathered before the core
+    ring: int = 0  # or they come in so many slices, one while another is attended to
     ep: bool = False
     etp: bool = False
     shared: bool = False
@@ -47,11 +48,32 @@ def attention(build: Builder, shape: LayerShape, *after: int, part: Chunk = ONLY
 
 def attended(build: Builder, shape: LayerShape, ready: tuple[int, ...], part: Chunk = ONLY) -> int:
     """The same once its input is gathered; context parallelism gathers keys and values first
-    (Llama 3, arXiv:2407.21783 section 3.3.2)."""
+    (Llama 3, arXiv:2407.21783 section 3.3.2), or sends them around a ring."""
     if shape.cp:
         ready = (build.add("kv exchange", "comm", *ready, chunk=part.number),)
     done = _add(build, "attention", ready, part)
-    return scattered(build, shape, done, part)
+    return scattered(build, shape, _around(build, shape, done, part), part)
+
+
+def _around(build: Builder, shape: LayerShape, projected: int, part: Chunk) -> int:
+    """While a slice of keys and values is attended to, the next one comes from the neighbour."""
+    done = here = projected
+    for left in reversed(range(shape.ring)):
+        comes = build.add("kv send", "comm", here, chunk=part.number, beside=True) if left else here
+        done = _add(build, "core", (done, here), part)
+        here = comes
+    return done
+
+
+def _back_around(build: Builder, shape: LayerShape, ready: tuple[int, ...], part: Chunk) -> tuple[int, ...]:
+    """The same backward: a slice's gradients, summed so far, follow it one step later. The first send has no gradients
+    yet, the last one brings them home alone (Transformer Engine, AttnFuncWithCPAndKVP2P)."""
+    came: tuple[int, ...] = ready
+    for step in range(shape.ring):
+        key = "kv send" if step in (0, shape.ring - 1) else "kv send grad"
+        sent = build.add("kv send grad", "comm", *ready, *came, chunk=part.number, key=key, beside=True)
+        ready, came = (_add(build, "core grad", (*ready, *came), part),), (sent,)
+    return (*ready, *came) if shape.ring else ready
 
 
 def attention_data(build: Builder, shape: LayerShape, *after: int, part: Chunk = ONLY) -> tuple[int, tuple[int, ...]]:
@@ -71,7 +93,7 @@ def attention_grads(
     again = regathered(build, shape, ready, part)
     if shape.cp:
         ready = (build.add("kv exchange grad", "comm", *ready, chunk=part.number),)
-    done = _add(build, "attention grad", ready, part)
+    done = _add(build, "attention grad", _back_around(build, shape, ready, part), part)
     return scattered(build, shape, done, part), (done, *again)
 
 

@@ -16,7 +16,7 @@ from moesim.cluster import Group
 from moesim.collectives import all_gather, all_reduce, reduce_scatter
 from moesim.compute import AttentionShape, attention, gemm, memory_bound
 from moesim.cost import ESTIMATED
-from moesim.model import Layer, Projection, projections, row_width
+from moesim.model import Layer, Projection, kv_values, projections, row_width
 from moesim.profile import sustained_share
 from moesim.step.price import NOTHING, Price, both, price, scaled
 from moesim.step.scenario import Scenario
@@ -42,24 +42,23 @@ def tokens_per_tp_group(scenario: Scenario, micro_batch: float, cp: int) -> floa
 
 @lru_cache(maxsize=8192)
 def attention_block(
-    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, splits: bool, part: Part
+    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, splits: bool, part: Part, ring: bool = False
 ) -> Price:
-    """Norm, projections, attention core, output projection; the weights' gradients are those of projections."""
+    """Norm, projections, attention core, output projection; the weights' gradients are those of projections.
+
+    With a ``ring`` the core has ops of its own."""
     tokens = tokens_per_tp_group(scenario, micro_batch, cp)
     matrices = [_on_gpu(p, layer, tp) for p in projections(scenario.model, layer) if p.part == "attention"]
     around = _gemms(scenario, matrices, tokens, tp, part)
     if part == "weights":
         return around._replace(family="attention")
-    core = _core(scenario, layer, tp, cp, micro_batch)
-    if part == "data":
-        core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)._replace(kernels=3)
-    own = tokens / tp if splits else tokens
-    trains = scenario.workload.trains
+    own, trains = tokens / tp if splits else tokens, scenario.workload.trains
     rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part], 4 if trains else 1)
     if trains:
         kernels = 2 if layer.attention.kind != "mla" and layer.attention.qk_norm == "none" else 4
         rows = both(rows, _elementwise(scenario, tokens, _head_values(layer) / tp, kernels))
-    return both(both(around, core), rows)._replace(family="attention")
+    found = around if ring else both(around, core(scenario, layer, tp, cp, micro_batch, part))
+    return both(found, rows)._replace(family="attention")
 
 
 def _row_values(scenario: Scenario) -> float:
@@ -87,7 +86,7 @@ def _on_gpu(matrix: Projection, layer: Layer, tp: int) -> Projection:
     return matrix._replace(outputs=matrix.outputs * tp // heads)
 
 
-def _core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float) -> Price:
+def core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, part: Part) -> Price:
     """Scores and values. With context parallelism each rank holds two mirrored slices of the queries, so
     that all ranks attend equally many pairs: 1/cp of the whole core."""
     a, work = layer.attention, scenario.workload
@@ -105,8 +104,11 @@ def _core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float
         window=a.window,
         chunk=a.chunk,
     )
-    core = price("attention", attention(scenario.profile, shape, "bf16", KV_DTYPE), times=1.0 / cp)
-    return under_load(scenario, core)
+    found = price("attention", attention(scenario.profile, shape, "bf16", KV_DTYPE), times=1.0 / cp)
+    found = under_load(scenario, found)
+    if part == "forward":
+        return found
+    return scaled(found, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)._replace(kernels=3)
 
 
 @lru_cache(maxsize=8192)
@@ -186,6 +188,21 @@ def mtp_joint(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: 
     return found._replace(family="head")
 
 
+@lru_cache(maxsize=4096)
+def embedding(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
+    """Look-up in training: each tensor-parallel rank has a part of the vocabulary, and the sums leave as slices of
+    the sequence; their gradients come together again (arXiv:2205.05198). A micro-batch's gradient is one of the whole
+    table in bf16, written and read, before it is added (torch's embedding_dense_backward)."""
+    tokens, hidden = tokens_per_tp_group(scenario, micro_batch, cp), scenario.model.hidden
+    found = _elementwise(scenario, tokens, 2.0 * hidden)
+    if backward:
+        table = scenario.model.vocab * hidden / tp
+        found = both(found, both(_elementwise(scenario, table, 3.0), accumulated(scenario, table)))
+    if tp > 1:
+        found = both(found, _over_tp(scenario, tp, tokens, leave=not backward))
+    return found._replace(family="head")
+
+
 def _over_tp(scenario: Scenario, tp: int, tokens: float, *, leave: bool) -> Price:
     """Tokens gathered over tensor parallelism, or gradients of them that leave."""
     group = groups(Strategy(tp=tp), scenario.cluster)["tp"]
@@ -212,7 +229,7 @@ def recomputed(
         upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
         found, values = _gemms(scenario, upward, tokens, tp, "forward"), values + tokens / tp * _head_values(layer)
     if "core" in dropped:
-        found = both(found, _core(scenario, layer, tp, cp, micro_batch))
+        found = both(found, core(scenario, layer, tp, cp, micro_batch, "forward"))
     return both(_elementwise(scenario, 1.0, values), found)
 
 
@@ -245,10 +262,7 @@ def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens
 
 def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float) -> Price:
     """Context parallelism: every rank sees all keys and values (all-gather of them over cp)."""
-    a = layer.attention
-    mla = a.kind == "mla"
-    values = a.heads * (a.head_dim + a.v_head_dim) if mla else a.cached_values
-    whole = micro_batch * scenario.workload.queries * values / min(tp, a.heads if mla else a.kv_heads) * BF16_BYTES
+    whole = micro_batch * scenario.workload.queries * kv_values(layer.attention, tp) * BF16_BYTES
     return collective(scenario, "cp", "all_gather", group, whole)
 
 

@@ -22,7 +22,7 @@ from moesim.step.ends import Ends, ends
 from moesim.step.experts import class_weights
 from moesim.step.launches import host
 from moesim.step.layers import batched, slowed
-from moesim.step.parts import HEAD_SHARES, by_class, head, layer_counts, layer_pass, split_in
+from moesim.step.parts import HEAD_SHARES, by_class, embedding, head, layer_counts, layer_pass, split_in
 from moesim.step.passes import LayerPass, pass_key
 from moesim.step.play import step_seconds
 from moesim.step.price import COMMUNICATION, Price
@@ -97,6 +97,9 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
                 _add_host(ledger, scenario, one, count.T @ by_part)
         out = head(scenario, strategy, backward=kind != "forward")
         ledger.add(out, float(by_part[-1].sum()) * HEAD_SHARES.get(kind, 1.0) * float(out.seconds.sum()))
+        first = embedding(scenario, strategy, kind)
+        if first is not None:
+            ledger.add(first, float(by_part[0].sum()) * float(first.seconds.sum()))
     ledger.hide(sum(count * _saved(passes, times, *pair) for pair, count in pairs.items()))
     _add_ends(ledger, ends(scenario, strategy), times, passes, stage, step_s)
     total = sum(ledger.seconds.values())

@@ -61,12 +61,17 @@ MEMORY_BOUND: Final = ("route", "merge", "recompute")  # first words of ops that
 def slower(scenario: Scenario, algorithm: str, throughout: bool = False) -> Slower:
     """The factors beside the all-to-all of a pass, or NCCL's collectives where there is none; ``throughout``: of
     two micro-batches that overlap all the time."""
-    held = sms_held(scenario.cluster, algorithm)
-    all_sms = scenario.cluster.gpu.sms
-    arithmetic, memory = measured(scenario.profile, held) or (all_sms / (all_sms - held), MEMORY)
+    found = beside(scenario.cluster, scenario.profile, algorithm)
     if scenario.workload.kind == "decode":  # a few tokens an expert: matrices too are read, not multiplied
-        arithmetic = memory
-    return Slower(arithmetic, memory, MOVING, float(throughout and algorithm in LIBRARIES))
+        found = found._replace(arithmetic=found.memory)
+    return found._replace(always=float(throughout and algorithm in LIBRARIES))
+
+
+def beside(cluster: Cluster, profile: Profile, algorithm: str) -> Slower:
+    """The factors of large matrices, of copies and of an all-to-all beside one another."""
+    held, all_sms = sms_held(cluster, algorithm), cluster.gpu.sms
+    arithmetic, memory = measured(profile, held) or (all_sms / (all_sms - held), MEMORY)
+    return Slower(arithmetic, memory, MOVING)
 
 
 def sms_held(cluster: Cluster, algorithm: str) -> int:

@@ -223,10 +223,10 @@ def _shared_out(copies: FloatArray, ranks: int) -> FloatArray:
     return np.broadcast_to(copies / ranks, (len(copies), ranks, ranks))
 
 
-def row_bytes(scenario: Scenario, direction: str) -> float:
+def row_bytes(dtype: str, direction: str) -> float:
     """Bytes per value of a row: block-scaled fp8 sends tokens and gradients to the experts in fp8, both come
     home in bf16 (DeepSeek-V3, arXiv:2412.19437 section 3.3.3)."""
-    return FP8_ROW if scenario.workload.dtype == "fp8_block" and direction == "dispatch" else BF16_BYTES
+    return FP8_ROW if dtype == "fp8_block" and direction == "dispatch" else BF16_BYTES
 
 
 @lru_cache(maxsize=4096)
@@ -243,7 +243,8 @@ def in_tiles(scenario: Scenario, layer: Layer, spread: Spread, group: Group, alg
     if algorithm == "none":
         return compute
     dispatch_, combine = (
-        exchange(scenario, spread, group, algorithm, 1, way, row_bytes(scenario, way)) for way in DIRECTIONS
+        exchange(scenario, spread, group, algorithm, 1, way, row_bytes(scenario.workload.dtype, way))
+        for way in DIRECTIONS
     )
     sms = scenario.profile.gpu.sms
     rows = load(scenario, spread).by_expert.sum(axis=-1).mean()

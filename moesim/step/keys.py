@@ -25,6 +25,7 @@ class Key:
     micro_batch: float  # sequences; dual_batch prices half a micro-batch
     ep: int
     etp: int
+    ring: bool  # keys and values go around the context-parallel group
     zero: int  # 0 where weights and gradients stay whole (stages 0 and 1), else 2 or 3
     capacity_factor: float | None
     tp_group: Group
@@ -70,7 +71,7 @@ def pass_key(scenario: Scenario, strategy: Strategy) -> Key:
     splits = splits_tokens(scenario, strategy.tp, strategy.ep * strategy.etp)
     return _key(
         strategy.tp, strategy.cp, strategy.micro_batch, strategy.ep, strategy.etp,
-        strategy.zero if shards else 0, strategy.capacity_factor,
+        strategy.cp > 1 and strategy.cp_exchange == "ring", strategy.zero if shards else 0, strategy.capacity_factor,
         g["tp"], g["cp"], g["ep"], g["etp"], splits,
         g["dp"] if shards else alone, g["expert_dp"] if shards else alone,
         strategy.all_to_all if strategy.ep > 1 and splits else "none",

@@ -1,5 +1,5 @@
 """Passes through a part of the model: sums of layer passes over its layers; the head with the last part, where MTP
-modules, whose layers are the last ones, pass it again.
+modules, whose layers are the last ones, pass it again; in training the embedding with the first.
 
 A layer pass ends with all ranks together (every MoE layer closes with a collective), so the sum over a part's
 layers is exact. In a pair the first layer of the forward runs beside the last one of the backward's part, the second
@@ -75,6 +75,7 @@ def summed(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[Floa
     found = {kind: _over_layers(counts, seconds) for kind, seconds in by_layer.items() if kind != "pair"}
     for kind, total in found.items():
         total[..., -1, :] += head_seconds(scenario, strategy, kind)
+        total[..., 0, :] += embedding_seconds(scenario, strategy, kind)
     if "pair" in by_layer:
         found["pair"] = _pairs(scenario, strategy, by_layer)
     nothing = np.zeros((*found["forward"].shape[:-2], 0, BATCH_CLASSES))
@@ -92,6 +93,8 @@ def _pairs(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[Floa
     last, each = strategy.parts - 1, len(meet[0])
     forward[..., last * each :, :] += head_seconds(scenario, strategy, "forward")
     backward[..., np.ravel(meet) == last, :] += head_seconds(scenario, strategy, "backward")
+    forward[..., :each, :] += embedding_seconds(scenario, strategy, "forward")
+    backward[..., np.ravel(meet) == 0, :] += embedding_seconds(scenario, strategy, "backward")
     both = forward[..., :, None] + backward[..., None, :]
     shaped = both.reshape(*both.shape[:-3], len(meet), each, *both.shape[-2:])
     return np.asarray(np.moveaxis(shaped, -3, -2))
@@ -128,6 +131,19 @@ def _head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool
         return once
     joint = blocks.mtp_joint(scenario, tp, cp, micro_batch, backward)
     return both(scaled(once, 1.0 + depths), scaled(joint, float(depths)))
+
+
+def embedding_seconds(scenario: Scenario, strategy: Strategy, kind: str) -> float:
+    """Seconds of the embedding in one kind of pass: nothing before it waits for its gradients."""
+    found = embedding(scenario, strategy, kind)
+    return float(found.seconds.sum()) if found else 0.0
+
+
+def embedding(scenario: Scenario, strategy: Strategy, kind: str) -> Price | None:
+    """The embedding of one micro-batch, if it is priced (training) and has work in this kind of pass."""
+    if not scenario.workload.trains or kind == "weights":
+        return None
+    return blocks.embedding(scenario, strategy.tp, strategy.cp, strategy.micro_batch, kind != "forward")
 
 
 def by_class(seconds: FloatArray, classes: int) -> FloatArray:

@@ -12,7 +12,7 @@ from moesim.cluster import Group
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Layer
 from moesim.recompute import INSIDE, parts
-from moesim.step import blocks, experts
+from moesim.step import blocks, experts, ring
 from moesim.step.blocks import Part
 from moesim.step.experts import Spread
 from moesim.step.keys import Key, spread, variant_key
@@ -33,7 +33,7 @@ def fixed(scenario: Scenario, layer: Layer, key: Key, what: str, halves: bool, b
         prices = prices | _halves(scenario, layer, key, what != "forward")
     if before is not None:
         found = _both_ways(scenario, before, key, what)
-        blocks_ = ("attention", "ffn")
+        blocks_ = ("attention", "core", "ffn")
         prices = prices | {f"{name} before": one for name, one in found.items() if name.split()[0] in blocks_}
         for again in AGAIN:
             if again in found:
@@ -114,7 +114,7 @@ def _halves(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Price
 
 
 def _attention(scenario: Scenario, layer: Layer, key: Key, part: Part) -> Price:
-    return blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part)
+    return blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part, key.ring)
 
 
 def own_tokens(scenario: Scenario, key: Key) -> float:
@@ -131,10 +131,23 @@ def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
         prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
         if key.splits:
             prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
-    if key.cp > 1:
+    if key.ring:
+        prices |= _ring(scenario, layer, key)
+    elif key.cp > 1:
         exchange = blocks.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
         prices |= {"kv exchange": exchange, "kv exchange grad": scaled(exchange, 2.0)}
     return prices | _sharded(scenario, layer, key)
+
+
+def _ring(scenario: Scenario, layer: Layer, key: Key) -> Prices:
+    """Context parallelism by ring: steps of the core, and what travels meanwhile."""
+    sizes, sent = (key.tp, key.cp, key.micro_batch), (key.cp_group, key.tp, key.micro_batch)
+    return {
+        "core": ring.core_step(scenario, layer, *sizes, "forward"),
+        "core grad": ring.core_step(scenario, layer, *sizes, "data"),
+        "kv send": ring.send(scenario, layer, *sent, slices=1),
+        "kv send grad": ring.send(scenario, layer, *sent, slices=2),
+    }
 
 
 def _sharded(scenario: Scenario, layer: Layer, key: Key) -> Prices:
@@ -178,7 +191,7 @@ def _moved(
         ways += [("combine grad", "dispatch"), ("dispatch grad", "combine")]
     if algorithm != "none":
         for name, way in ways:
-            size = experts.row_bytes(scenario, way)
+            size = experts.row_bytes(scenario.workload.dtype, way)
             prices[name] = experts.exchange(scenario, spread_, ep, algorithm, chunks, way, size)
     if etp is not None:
         prices["etp gather"] = experts.etp_exchange(scenario, spread_, etp, chunks, True)

@@ -22,7 +22,7 @@ from moesim.program import RANK_STREAMS, Passes
 from moesim.stages import part_layers, split_of
 from moesim.step.experts import RANK_CLASSES
 from moesim.step.layers import draws_of, play_draw
-from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes, partners
+from moesim.step.parts import embedding_seconds, head_seconds, kinds, layer_pass, part_passes, partners
 from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
 from moesim.step.play import passes_of, play_pipeline, times_of
 from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes
@@ -31,7 +31,8 @@ from moesim.strategy import Strategy, show
 from moesim.timeline import Span, chrome_trace
 
 MOST_SPANS: Final = 150_000
-HEAD: Final = -1  # stands where a layer's number would
+HEAD, EMBEDDING = -1, -2  # stand where a layer's number would
+OUTSIDE: Final = {HEAD: "head", EMBEDDING: "embedding"}
 
 
 class StepTrace(NamedTuple):
@@ -59,7 +60,7 @@ class StepTrace(NamedTuple):
         })  # fmt: skip
 
 
-Inside = list[tuple[int, Played]]  # layers of a pass in the order they run: number or HEAD, and its ops
+Inside = list[tuple[int, Played]]  # layers of a pass in the order they run: number or one of OUTSIDE, and its ops
 PASSING: Final = ("forward", "backward", "data", "weights", "pair", "send", "back")
 
 
@@ -149,22 +150,28 @@ def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[str, 
         return [(n, _play_of(scenario, strategy, plays, n, what, turn)) for n in numbers]
 
     def ending(what: str, part: int) -> Inside:
-        return [(HEAD, _head(scenario, strategy, what))] if part == last else []
+        return [(HEAD, _one(head_seconds(scenario, strategy, what), "head", what))] if part == last else []
+
+    def beginning(what: str, part: int) -> Inside:
+        seconds = embedding_seconds(scenario, strategy, what) if part == 0 else 0.0
+        return [(EMBEDDING, _one(seconds, "embedding", what))] if seconds else []
 
     def beside(part: int, turn: int, partner: int, back: int) -> Inside:
         numbers, others = parts[part], parts[partner]
         n = min(len(numbers), len(others))
         both = ending("backward", partner) + layers("pair", numbers[:n], turn)
         ahead = layers("forward", numbers[n:], turn) + ending("forward", part)
-        return both + ahead + layers("backward", others[: len(others) - n][::-1], back)
+        behind = layers("backward", others[: len(others) - n][::-1], back) + beginning("backward", partner)
+        return beginning("forward", part) + both + ahead + behind
 
     meet = partners(strategy)
     for what, part, turn in product(kinds(scenario, strategy), range(len(parts)), range(BATCH_CLASSES)):
         numbers = parts[part]
         if what == "forward":
-            found[f"{what} {part}.{turn}"] = layers(what, numbers, turn) + ending(what, part)
+            found[f"{what} {part}.{turn}"] = beginning(what, part) + layers(what, numbers, turn) + ending(what, part)
         elif what != "pair":
-            found[f"{what} {part}.{turn}"] = ending(what, part) + layers(what, numbers[::-1], turn)
+            reversed_ = ending(what, part) + layers(what, numbers[::-1], turn)
+            found[f"{what} {part}.{turn}"] = reversed_ + beginning(what, part)
         else:
             for (n, partner), back in product(enumerate(meet[part]), range(BATCH_CLASSES)):
                 found[f"{what} {part}.{turn}.{n}.{back}"] = beside(part, turn, partner, back)
@@ -177,10 +184,9 @@ def _play_of(scenario: Scenario, strategy: Strategy, plays: _Plays, number: int,
     return played[0] if len(played) == 1 else played[class_of(scenario, number) * BATCH_CLASSES + turn]
 
 
-def _head(scenario: Scenario, strategy: Strategy, what: str) -> Played:
-    end_s = head_seconds(scenario, strategy, what)
-    name = "head" if what == "forward" else "head grad"
-    return Played(end_s, [Span(0, "compute", name, 0, 0.0, end_s)], 1)
+def _one(end_s: float, name: str, what: str) -> Played:
+    """What is played as one op: head or embedding."""
+    return Played(end_s, [Span(0, "compute", name if what == "forward" else f"{name} grad", 0, 0.0, end_s)], 1)
 
 
 def _shown(passes: Passes, inside: dict[str, Inside], room: int) -> int:
@@ -204,8 +210,10 @@ def _unfolded(one: Span, layers: Inside, classes: int) -> Iterator[Span]:
     start_s = one.start_s
     for number, played in layers:
         end_s = min(start_s + played.end_s, one.end_s)
-        what, chunk = ("head", 0) if number == HEAD else ("layer", number)
-        whole = one._replace(stream="layer", what=what, chunk=chunk, start_s=start_s, end_s=end_s, layer=number)
+        what, chunk = (OUTSIDE[number], 0) if number < 0 else ("layer", number)
+        whole = one._replace(
+            stream="layer", what=what, chunk=chunk, start_s=start_s, end_s=end_s, layer=max(number, -1)
+        )
         for rank_class in range(classes):
             yield whole._replace(rank_class=rank_class)
             for span in _of_class(played, rank_class):

@@ -7,6 +7,7 @@ text     load_strategy, show: as people write it
 from moesim.strategy.nouns import (
     CHOICES,
     CHUNKED,
+    CP_EXCHANGES,
     FIELDS,
     OVERLAPS,
     RECOMPUTE,
@@ -20,6 +21,7 @@ from moesim.strategy.text import load_strategy, show
 __all__ = [
     "CHOICES",
     "CHUNKED",
+    "CP_EXCHANGES",
     "FIELDS",
     "OVERLAPS",
     "RECOMPUTE",

@@ -26,8 +26,10 @@ VIRTUAL: Final = {True: ("interleaved", "combined_1f1b"), False: tuple({*SCHEDUL
 CHUNKED: Final = ("chunked", "shortcut", "shortcut2", "shortcut3")  # may cut the all-to-all into chunks
 MOST_CHUNKS: Final = 256
 ZERO_STAGES: Final = (0, 1, 2, 3)
+CP_EXCHANGES: Final = ("all_gather", "ring")  # how context parallelism moves keys and values
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "zero": ZERO_STAGES,
+    "cp_exchange": CP_EXCHANGES,
     "all_to_all": tuple(ALGORITHMS),
     "overlap": OVERLAPS,
     "schedule": tuple(SCHEDULES),
@@ -46,6 +48,7 @@ class Strategy:
     etp: int = 1
     pp: int = 1
     cp: int = 1
+    cp_exchange: str = "all_gather"
     micro_batch: int = 1
     zero: int = 1
     recompute: str = "none"

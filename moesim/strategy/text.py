@@ -86,9 +86,7 @@ def _convert(name: str, value: Any) -> Any:
         return _number(name, value, float)
     if name == "layers":
         return _layers(value)
-    if name in ("recompute", "all_to_all", "overlap", "schedule", "placement"):
-        return str(value)
-    return _number(name, value, int)
+    return str(value) if isinstance(FIELDS[name].default, str) else _number(name, value, int)
 
 
 def _layers(value: Any) -> tuple[int, ...] | None:

@@ -11,10 +11,10 @@ Bytes over the whole cluster: 2 + 2 + 4 + 4 + 4 a parameter (16-bit weight and g
 
 from typing import Final, NamedTuple
 
+from moesim.cluster import Tiers
 from moesim.errors import MoesimError
 from moesim.metrics import FULL
 from moesim.model import Model, layer_parameters, parameters
-from moesim.tiers.hardware import Tiers
 
 STATE_BYTES: Final = 16.0
 PASS_BYTES: Final = 4.0  # 16-bit weight and gradient

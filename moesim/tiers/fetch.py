@@ -11,8 +11,8 @@ SE-MoE (arXiv:2205.10034), section 3.1; the laws follow from two buffers, and ``
 (arXiv:2404.05019), whose gate reads the layer before, so that a migration hides behind the dense part between.
 """
 
+from moesim.cluster import Tier, Tiers
 from moesim.errors import MoesimError
-from moesim.tiers.hardware import Tier, Tiers
 
 
 def transfer_s(size_bytes: float, tier: Tier, launches: float = 1.0) -> float:

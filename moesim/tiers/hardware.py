@@ -6,12 +6,11 @@ are read at about 50 GB/s a node (eight drives of PCIe 4). All *estimated*: stat
 was calibrated, its copies from pinned host memory price the link: one GPU alone, *measured*.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from moesim.cluster import Cluster
+from moesim.cluster import Cluster, Tier, Tiers
 from moesim.errors import MoesimError
 from moesim.profile import DataSheet, load_profile, non_negative
 from moesim.units import GB, TB, US
@@ -19,31 +18,6 @@ from moesim.units import GB, TB, US
 HOST_SHARE: Final = 22.0 / 32.0
 COPY_START_S: Final = 10 * US  # of one cudaMemcpyAsync from pinned memory (assumed)
 READ_START_S: Final = 100 * US  # of one read from NVMe: its access time (assumed)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tier:
-    """One GPU's share of a memory beside its own."""
-
-    capacity_bytes: float
-    bytes_per_s: float  # towards the GPU (CPU memory), or into CPU memory (SSD)
-    start_s: float  # of one transfer
-    source: str
-
-    def __post_init__(self) -> None:
-        for what in ("capacity_bytes", "bytes_per_s"):
-            if not 0 < getattr(self, what) < float("inf"):
-                raise MoesimError(f"memory tier {what} {getattr(self, what)}: give a number above 0")
-        if not 0 <= self.start_s < 1:
-            raise MoesimError(f"memory tier start_s {self.start_s}: give 0 to 1 s, for example 10us")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tiers:
-    """What stands behind GPU memory."""
-
-    cpu: Tier
-    ssd: Tier | None = None
 
 
 def _node(gpus: int, cpu_bytes: float, host_bytes_per_s: float, ssd_bytes: float, source: str) -> Tiers:
@@ -80,15 +54,16 @@ def tiers_of(
     ssd_bytes: float | None = None,
     ssd_bytes_per_s: float | None = None,
 ) -> Tiers:
-    """The preset of a cluster's nodes; what was measured replaces it, and what is given (a GPU's share) that;
-    ``ssd_bytes=0``: there is no SSD."""
-    known = TIERS.get(cluster.name)
+    """What the cluster states, or the preset of its nodes; what was measured replaces the preset, and what is given (a
+    GPU's share) all of them; ``ssd_bytes=0``: there is no SSD."""
+    known = cluster.tiers or TIERS.get(cluster.name)
     capacity = cpu_bytes if cpu_bytes is not None or known is None else known.cpu.capacity_bytes
-    copied = None if cpu_bytes_per_s is not None or capacity is None else _measured(cluster.gpu, capacity)
+    stated = cpu_bytes_per_s is not None or cluster.tiers is not None or capacity is None
+    copied = None if stated or capacity is None else _measured(cluster.gpu, capacity)
     if known is None and copied is None and (cpu_bytes is None or cpu_bytes_per_s is None):
         raise MoesimError(
             f"no memory tiers are known for cluster {cluster.name}: give --cpu-memory and --cpu-bandwidth of a GPU, "
-            f"or choose from {', '.join(TIERS)}"
+            f"memory_tiers in its YAML file, or choose from {', '.join(TIERS)}"
         )
     cpu = copied or _given(known.cpu if known else None, cpu_bytes, cpu_bytes_per_s, COPY_START_S)
     ssd = known.ssd if known else None

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.cluster import Tiers
 from moesim.collectives import all_gather
 from moesim.errors import MoesimError
 from moesim.memory import WEIGHT_BYTES, layer_on_gpu
@@ -28,7 +29,6 @@ from moesim.strategy import Strategy, groups
 from moesim.tiers.cache import CacheRule, CacheRun, keep
 from moesim.tiers.capacity import MASTER_BYTES, Needed, available, needed, split_parameters, why_not
 from moesim.tiers.fetch import fetch_s, knee, steady_s
-from moesim.tiers.hardware import Tiers
 
 STEPS: Final = 32  # micro-batches drawn for the hit rate
 RULE: Final = CacheRule(admission="hotter")

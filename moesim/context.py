@@ -1,0 +1,26 @@
+"""Bytes of keys and values that context parallelism brings together on a GPU while one layer attends.
+
+    all-gather   cp slices of the sequence
+    ring         2: one is attended to while the next one comes (ring attention, arXiv:2310.01889 section 3)
+
+In training their gradients are there too, in bf16 (Transformer Engine's ring: two buffers of twice a slice backward;
+its forward keeps every slice that came, without gradients, until the layer is done).
+"""
+
+from typing import Final
+
+from moesim.model import Model, kv_values
+from moesim.strategy import Strategy
+from moesim.workload import Workload
+
+KV_BYTES: Final = 2.0
+
+
+def together_bytes(model: Model, workload: Workload, strategy: Strategy) -> float:
+    """Bytes on one GPU, of the layer with the most."""
+    if strategy.cp == 1:
+        return 0.0
+    slices = 2 if strategy.cp_exchange == "ring" else strategy.cp
+    values = max(kv_values(kind.layer.attention, strategy.tp) for kind in model.layer_kinds())
+    tokens = strategy.micro_batch * workload.queries / strategy.cp
+    return slices * tokens * values * KV_BYTES * (2.0 if workload.trains else 1.0)
