@@ -13,7 +13,7 @@ from moesim.errors import MoesimError
 from moesim.metrics import measure, model_flops
 from moesim.model import load_model, mtp_flops, training_flops, with_mtp
 from moesim.routing import parse_routing
-from moesim.step import blocks
+from moesim.step import outer
 from moesim.step.ends import ends
 from moesim.step.layers import batched
 from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes
@@ -38,7 +38,7 @@ def scenario(mtp=None, kind="train", model="deepseek-v3"):
 def test_the_last_part_has_one_layer_one_input_and_one_pass_through_the_head_more(text):
     strategy = load_strategy(text, 32)
     key, layer = pass_key(scenario(), strategy), DEEPSEEK.layers[-1]
-    joint = {b: float(blocks.mtp_joint(scenario(), 1, 1, 1, b).seconds.sum()) for b in (False, True)}
+    joint = {b: float(outer.mtp_joint(scenario(), 1, 1, 1, b).seconds.sum()) for b in (False, True)}
     for kind in set(kinds(scenario(), strategy)) - {"pair"}:
         with_, without = (getattr(part_passes(scenario(n), strategy, batched), kind) for n in (1, 0))
         np.testing.assert_array_equal(with_[:-1], without[:-1])

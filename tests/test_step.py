@@ -17,7 +17,7 @@ from moesim.metrics import measure
 from moesim.model import load_model
 from moesim.routing import draw_tokens, imbalance, parse_routing, popularity
 from moesim.schedule import SCHEDULES
-from moesim.step import blocks, experts
+from moesim.step import experts, outer
 from moesim.step.ends import ends
 from moesim.step.layers import bounded
 from moesim.step.parts import part_passes
@@ -65,7 +65,7 @@ def test_a_look_up_reads_and_writes_rows_and_its_gradient_is_the_whole_table(tp)
     group, rate = Group(size=tp, per_node=tp), given_.cluster.gpu.memory_bytes_per_s
     rows, table = 2048 * 4096 * 2 * 2, 32000 * 4096 * 12 / tp
     there, back = (float(op(given_.cluster, group, 2048 * 4096 * 2).seconds) for op in (reduce_scatter, all_gather))
-    forward, backward = (float(blocks.embedding(given_, tp, 1, 1, one).seconds.sum()) for one in (False, True))
+    forward, backward = (float(outer.embedding(given_, tp, 1, 1, one).seconds.sum()) for one in (False, True))
     assert 1.0 < (forward - there) * rate / rows < 2.0
     assert 1.0 < (backward - back) * rate / (rows + table) < 2.0
 

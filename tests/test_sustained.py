@@ -8,7 +8,7 @@ from moesim.cluster import GPUS, load_cluster
 from moesim.model import load_model
 from moesim.profile import shipped_folder, sustained_share
 from moesim.routing import parse_routing
-from moesim.step import blocks
+from moesim.step import gemms
 from moesim.step.scenario import make_scenario
 from moesim.workload import make_workload
 
@@ -20,7 +20,7 @@ def scenario(kind):
 
 
 def gemm_s(kind, part="forward"):
-    return float(blocks._gemm(scenario(kind), 8192, 4096, 4096, "bf16", part).seconds.sum())
+    return float(gemms._gemm(scenario(kind), 8192, 4096, 4096, "bf16", part).seconds.sum())
 
 
 def test_training_computes_at_97_percent_of_h100s_tables_and_serving_at_all_of_it():

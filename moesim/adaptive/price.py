@@ -33,9 +33,9 @@ from moesim.network.pairs import Product
 from moesim.player import play_batched
 from moesim.profile import Profile
 from moesim.program import Builder, Program
-from moesim.step.blocks import BACKWARD_ERROR
 from moesim.step.contention import NONE, Slower, beside, contended
 from moesim.step.experts import row_bytes
+from moesim.step.gemms import BACKWARD_ERROR
 from moesim.step.price import NOTHING, Price, price, scaled
 
 MOST_ROWS: Final = 65_536  # of one expert in one call: the kernels' rate is flat before that; more is several calls

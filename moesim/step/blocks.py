@@ -1,43 +1,26 @@
-"""Prices of what every token meets: attention, dense and shared feed-forward parts, head, TP and CP traffic.
+"""Prices of what every token meets in a layer: attention, dense and shared feed-forward parts, router.
 
-A block has three prices (``Part``): "forward", the gradients of its activations ("data") and of its weights
-("weights"). Gradients are priced as GEMMs of their own at the forward kernel's efficiency (*estimated* until
-measured): the data gradient [m, n] x [n, k] and the weight gradient [k, m] x [m, n] of a forward
-[m, k] x [k, n], the latter added to gradients kept in fp32. The attention core's backward is five matrix
-products where the forward has two, at less of the peak: ``CORE_BACKWARD``.
+A block has the three prices of its GEMMs (``gemms.Part``). The attention core's backward is five matrix products
+where the forward has two, at less of the peak: ``CORE_BACKWARD``.
 """
 
-from collections.abc import Iterable
 from functools import lru_cache
-from itertools import groupby
-from typing import Final, Literal
+from typing import Final
 
-from moesim.cluster import Group
-from moesim.collectives import all_gather, all_reduce, reduce_scatter
-from moesim.compute import AttentionShape, attention, gemm, memory_bound
+from moesim.compute import AttentionShape, attention
 from moesim.cost import ESTIMATED
-from moesim.model import Layer, Projection, kv_values, projections, row_width
-from moesim.profile import sustained_share
+from moesim.model import Layer, Projection, projections, row_width
+from moesim.step.gemms import BACKWARD_ERROR, Part, elementwise, gemms, under_load
 from moesim.step.price import NOTHING, Price, both, price, scaled
 from moesim.step.scenario import Scenario
-from moesim.strategy import Strategy, groups
+from moesim.step.sharing import tokens_per_tp_group
 
-BF16_BYTES: Final = 2.0
 # 2.5 x the FLOPs (FlashAttention-2, arXiv:2307.08691 section 3.1.2). Seconds, with its two helpers, over those of the
 # forward kernel in DeepSeek's H800 trace: (267 + 3,583 + 215) / 1,248 us and (269 + 3,863 + 216) / 1,199 us.
 CORE_BACKWARD: Final = 3.44
-GRADIENT_TRAFFIC_BYTES: Final = 8.0 - 2.0  # reads and writes an fp32 gradient where the forward GEMM wrote bf16
-BACKWARD_ERROR: Final = 0.30  # estimated: forward efficiency carried over to other GEMM shapes
 KV_DTYPE: Final = "bf16"
 UPWARD: Final = ("q_b", "kv_b")  # from the latent vectors of mla
 TRAFFIC: Final = {"forward": 1, "data": 2, "weights": 0}  # of a memory-bound kernel: reads two tensors backward
-Part = Literal["forward", "data", "weights"]
-PASSES: Final[tuple[tuple[Part, ...], ...]] = ("forward",), ("data", "weights")  # forward, backward
-
-
-def tokens_per_tp_group(scenario: Scenario, micro_batch: float, cp: int) -> float:
-    """New tokens of a micro-batch that one tensor-parallel group works on."""
-    return micro_batch * scenario.workload.queries / cp
 
 
 @lru_cache(maxsize=8192)
@@ -49,14 +32,14 @@ def attention_block(
     With a ``ring`` the core has ops of its own."""
     tokens = tokens_per_tp_group(scenario, micro_batch, cp)
     matrices = [_on_gpu(p, layer, tp) for p in projections(scenario.model, layer) if p.part == "attention"]
-    around = _gemms(scenario, matrices, tokens, tp, part)
+    around = gemms(scenario, matrices, tokens, tp, part)
     if part == "weights":
         return around._replace(family="attention")
     own, trains = tokens / tp if splits else tokens, scenario.workload.trains
-    rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part], 4 if trains else 1)
+    rows = elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part], 4 if trains else 1)
     if trains:
         kernels = 2 if layer.attention.kind != "mla" and layer.attention.qk_norm == "none" else 4
-        rows = both(rows, _elementwise(scenario, tokens, _head_values(layer) / tp, kernels))
+        rows = both(rows, elementwise(scenario, tokens, _head_values(layer) / tp, kernels))
     found = around if ring else both(around, core(scenario, layer, tp, cp, micro_batch, part))
     return both(found, rows)._replace(family="attention")
 
@@ -123,8 +106,8 @@ def feed_forward(
     matrices = [p for p in projections(scenario.model, layer) if p.part == name and p.outputs > 1]
     width = next(p.inputs for p in matrices if p.name == "down")
     here = [p for p in matrices if half in ("both", "down" if p.name == "down" else "up")]
-    activation = _elementwise(scenario, tokens, 3.0 * width / tp * TRAFFIC[part] if half != "down" else 0.0)
-    return both(_gemms(scenario, here, tokens, tp, part), activation)._replace(family="dense")
+    activation = elementwise(scenario, tokens, 3.0 * width / tp * TRAFFIC[part] if half != "down" else 0.0)
+    return both(gemms(scenario, here, tokens, tp, part), activation)._replace(family="dense")
 
 
 @lru_cache(maxsize=8192)
@@ -134,8 +117,8 @@ def router(scenario: Scenario, layer: Layer, tokens: float, permutes: bool, back
     experts = getattr(layer.ffn, "experts", 0)
     passes = 2 if backward else 1
     gate = both(
-        _elementwise(scenario, tokens, passes * (scenario.model.hidden + 2.0 * experts)),
-        _elementwise(scenario, tokens, 4.0 * experts),
+        elementwise(scenario, tokens, passes * (scenario.model.hidden + 2.0 * experts)),
+        elementwise(scenario, tokens, 4.0 * experts),
     )._replace(family="gate")
     return both(gate, permute(scenario, layer, tokens)) if permutes else gate
 
@@ -144,69 +127,14 @@ def router(scenario: Scenario, layer: Layer, tokens: float, permutes: bool, back
 def permute(scenario: Scenario, layer: Layer, tokens: float) -> Price:
     """Copy tokens into or out of send order: one row on one side, top_k rows on the other."""
     rows = 1.0 + getattr(layer.ffn, "top_k", 0)
-    return _elementwise(scenario, tokens, rows * row_width(scenario.model, layer))._replace(family="gate")
+    return elementwise(scenario, tokens, rows * row_width(scenario.model, layer))._replace(family="gate")
 
 
 @lru_cache(maxsize=8192)
 def resized(scenario: Scenario, layer: Layer, name: str, tokens: float, part: Part) -> Price:
     """Tokens projected to the width at which they travel ("descend"), or back ("ascend"): BigMac's two matrices."""
     matrices = [p for p in projections(scenario.model, layer) if p.name == name]
-    return _gemms(scenario, matrices, tokens, 1, part)._replace(family="gate") if matrices else NOTHING
-
-
-@lru_cache(maxsize=4096)
-def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
-    """Output GEMM and softmax: every position in training, one per sequence in serving.
-
-    In training, sequence-parallel tokens are gathered before it; backward their gradients leave, and the
-    second gather is hidden behind the data gradients (arXiv:2205.05198 section 4.2.2).
-    """
-    work, model = scenario.workload, scenario.model
-    positions = tokens_per_tp_group(scenario, micro_batch, cp) if work.trains else float(micro_batch)
-    matrix = Projection("head", "dense", model.hidden, model.vocab, "out")
-    found = _elementwise(scenario, positions, 4.0 * model.vocab / tp)
-    for each in PASSES[backward]:
-        found = both(_gemms(scenario, [matrix], positions, tp, each, dtype="bf16"), found)
-    if work.trains and tp > 1:
-        found = both(found, _over_tp(scenario, tp, positions, leave=backward))
-    return found._replace(family="head")
-
-
-@lru_cache(maxsize=4096)
-def mtp_joint(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
-    """How an MTP module makes the input of its layer (DeepSeek-V3, arXiv:2412.19437 equation 21): the norms of hidden
-    states and embedding, side by side, times [2 hidden, hidden]. Tensor parallelism splits the outputs, which are
-    gathered, from gathered inputs, as in Megatron-Core."""
-    tokens, hidden = tokens_per_tp_group(scenario, micro_batch, cp), scenario.model.hidden
-    matrix = Projection("joint", "dense", 2 * hidden, hidden, "out")
-    found = _elementwise(scenario, tokens / tp, 8.0 * hidden * (1 + backward))
-    for each in PASSES[backward]:
-        found = both(_gemms(scenario, [matrix], tokens, tp, each), found)
-    if tp > 1:
-        ways = _over_tp(scenario, tp, 2.0 * tokens, leave=backward), _over_tp(scenario, tp, tokens, leave=False)
-        found = both(found, both(*ways))
-    return found._replace(family="head")
-
-
-@lru_cache(maxsize=4096)
-def embedding(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
-    """Look-up in training: each tensor-parallel rank has a part of the vocabulary, and the sums leave as slices of
-    the sequence; their gradients come together again (arXiv:2205.05198). A micro-batch's gradient is one of the whole
-    table in bf16, written and read, before it is added (torch's embedding_dense_backward)."""
-    tokens, hidden = tokens_per_tp_group(scenario, micro_batch, cp), scenario.model.hidden
-    found = _elementwise(scenario, tokens, 2.0 * hidden)
-    if backward:
-        table = scenario.model.vocab * hidden / tp
-        found = both(found, both(_elementwise(scenario, table, 3.0), accumulated(scenario, table)))
-    if tp > 1:
-        found = both(found, _over_tp(scenario, tp, tokens, leave=not backward))
-    return found._replace(family="head")
-
-
-def _over_tp(scenario: Scenario, tp: int, tokens: float, *, leave: bool) -> Price:
-    """Tokens gathered over tensor parallelism, or gradients of them that leave."""
-    group = groups(Strategy(tp=tp), scenario.cluster)["tp"]
-    return tp_scatter(scenario, group, tokens, splits_tokens=True) if leave else tp_gather(scenario, group, tokens)
+    return gemms(scenario, matrices, tokens, 1, part)._replace(family="gate") if matrices else NOTHING
 
 
 def recomputed(
@@ -227,85 +155,7 @@ def recomputed(
     found, latent = NOTHING, "mla_up" in dropped and layer.attention.kind == "mla"
     if latent:
         upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
-        found, values = _gemms(scenario, upward, tokens, tp, "forward"), values + tokens / tp * _head_values(layer)
+        found, values = gemms(scenario, upward, tokens, tp, "forward"), values + tokens / tp * _head_values(layer)
     if "core" in dropped:
         found = both(found, core(scenario, layer, tp, cp, micro_batch, "forward"))
-    return both(_elementwise(scenario, 1.0, values), found)
-
-
-COLLECTIVES: Final = {"all_gather": all_gather, "all_reduce": all_reduce, "reduce_scatter": reduce_scatter}
-
-
-@lru_cache(maxsize=65536)
-def collective(scenario: Scenario, family: str, op: str, group: Group, size_bytes: float) -> Price:
-    """One of ``COLLECTIVES`` over a group."""
-    return price(family, COLLECTIVES[op](scenario.cluster, group, size_bytes))
-
-
-def tp_gather(scenario: Scenario, group: Group, tokens: float) -> Price:
-    """Sequence-parallel tokens come together before a block: all-gather."""
-    return collective(scenario, "tp", "all_gather", group, _rows(scenario, tokens))
-
-
-def latent_gather(scenario: Scenario, layer: Layer, group: Group, tokens: float) -> Price:
-    """mla's latent vectors, kept in slices as all tokens are, come together to be projected up again."""
-    a = layer.attention
-    size = tokens * ((a.q_lora_rank or 0) + a.cached_values) * BF16_BYTES
-    return collective(scenario, "tp", "all_gather", group, size)
-
-
-def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens: bool) -> Price:
-    """Partial sums leave a block: reduce-scatter, or all-reduce where every rank keeps all tokens."""
-    op = "reduce_scatter" if splits_tokens else "all_reduce"
-    return collective(scenario, "tp", op, group, _rows(scenario, tokens))
-
-
-def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float) -> Price:
-    """Context parallelism: every rank sees all keys and values (all-gather of them over cp)."""
-    whole = micro_batch * scenario.workload.queries * kv_values(layer.attention, tp) * BF16_BYTES
-    return collective(scenario, "cp", "all_gather", group, whole)
-
-
-def _rows(scenario: Scenario, tokens: float) -> float:
-    return tokens * scenario.model.hidden * BF16_BYTES
-
-
-def _gemms(
-    scenario: Scenario, matrices: Iterable[Projection], tokens: float, tp: int, part: Part, dtype: str = ""
-) -> Price:
-    """One GEMM for each run of projections that share their input (q, k, v; gate, up)."""
-    total = NOTHING
-    for (inputs, shard), run in groupby(matrices, key=lambda p: (p.inputs, p.shard)):
-        outputs = sum(p.outputs for p in run)
-        k = inputs / (tp if shard == "in" else 1)
-        n = outputs / (tp if shard == "out" else 1)
-        total = both(total, _gemm(scenario, tokens, n, k, dtype or scenario.workload.dtype, part))
-    return total
-
-
-def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part) -> Price:
-    kernels = 2 if dtype.startswith("fp8") else 1  # the table's time holds the cast
-    if part == "forward":
-        return under_load(scenario, price("dense", gemm(scenario.profile, m, n, k, dtype), kernels=kernels))
-    shape = (m, k, n) if part == "data" else (k, n, m)
-    one = under_load(scenario, price("dense", gemm(scenario.profile, *shape, dtype), kernels=kernels))
-    one = both(one, accumulated(scenario, k * n)) if part == "weights" else one
-    return scaled(one, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
-
-
-def accumulated(scenario: Scenario, parameters: float) -> Price:
-    """What a weight gradient takes longer because it is added to a gradient kept in fp32, after its last product."""
-    return price("dense", memory_bound(scenario.profile, parameters * GRADIENT_TRAFFIC_BYTES), kernels=0)
-
-
-def under_load(scenario: Scenario, one: Price) -> Price:
-    """A kernel that computes, at the clocks of a training step: published tables were measured at locked ones."""
-    if not scenario.workload.trains or one.basis.measured > 0.5:
-        return one
-    return scaled(one, 1.0 / sustained_share(scenario.profile.gpu.name))
-
-
-def _elementwise(scenario: Scenario, tokens: float, values: float, kernels: int = 1) -> Price:
-    """Kernels that together read and write ``values`` bf16 values per token."""
-    each = memory_bound(scenario.profile, tokens * values * BF16_BYTES / kernels)
-    return price("dense", each, times=kernels, kernels=kernels if values else 0)
+    return both(elementwise(scenario, 1.0, values), found)

@@ -16,7 +16,7 @@ from moesim.memory import (
 )
 from moesim.model import embedding_parameters
 from moesim.stages import Split, layers_on_stages, split_of
-from moesim.step import blocks
+from moesim.step import gemms, sharing
 from moesim.step.price import NOTHING, Price, both, price
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups
@@ -49,7 +49,7 @@ class _Layout(NamedTuple):
 def ends(scenario: Scenario, strategy: Strategy) -> Ends:
     """Prices of transfers between stages and of what a training step adds around its passes."""
     stages = range(strategy.pp)
-    rows = blocks.tokens_per_tp_group(scenario, strategy.micro_batch, strategy.cp) / strategy.tp
+    rows = sharing.tokens_per_tp_group(scenario, strategy.micro_batch, strategy.cp) / strategy.tp
     send = [_transfer(scenario, rows, same) for same in _same_node(strategy, scenario.cluster.gpus_per_node)]
     nothing = [NOTHING] * strategy.pp
     if not scenario.workload.trains:
@@ -73,7 +73,7 @@ def _tie(scenario: Scenario, strategy: Strategy) -> list[Price]:
     if shares_embedding(scenario, strategy):
         pair = Group(size=2, per_node=2 if strategy.world <= scenario.cluster.gpus_per_node else 1)
         size = embedding_parameters(scenario.model) / strategy.tp * GRADIENT_BYTES
-        found[0] = found[-1] = blocks.collective(scenario, "dp", "all_reduce", pair, size)
+        found[0] = found[-1] = sharing.collective(scenario, "dp", "all_reduce", pair, size)
     return found
 
 
@@ -87,7 +87,7 @@ def _same_node(strategy: Strategy, node: int) -> list[bool]:
 def _transfer(scenario: Scenario, rows: float, same_node: bool) -> Price:
     if scenario.cluster.scale_out is None:
         same_node = True
-    size = rows * scenario.model.hidden * blocks.BF16_BYTES
+    size = rows * scenario.model.hidden * gemms.BF16_BYTES
     return price("pp", point_to_point(scenario.cluster, size, same_node))
 
 
@@ -117,4 +117,4 @@ def _once_per_step(
 
 def _over_both(scenario: Scenario, op: str, parts: Parts, bytes_each: float) -> Price:
     """A collective of the dense parameters, then of the experts'."""
-    return both(*(blocks.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in parts))
+    return both(*(sharing.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in parts))

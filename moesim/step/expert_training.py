@@ -3,7 +3,7 @@
 fp8_block    tables are of serving's kernels; training groups GEMMs that run as a dense GEMM of as many rows does
              (DeepGEMM's README: 1.1 to 1.35 PFLOP/s grouped on H800, 1.3 to 1.5 dense), whichever is faster
 biases       gpt-oss: biases and a clamped SwiGLU, op by op where nothing fuses them
-weights      each gradient is added to one kept in fp32: ``blocks.accumulated``
+weights      each gradient is added to one kept in fp32: ``gemms.accumulated``
 """
 
 from typing import Final, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from moesim.compute import gemm, memory_bound
 from moesim.cost import ESTIMATED, FloatArray
 from moesim.model import Experts
-from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES, accumulated
+from moesim.step.gemms import BACKWARD_ERROR, BF16_BYTES, accumulated
 from moesim.step.price import Price, both, price, scaled
 from moesim.step.scenario import Scenario
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from moesim.alltoall import REAL_ROWS
 from moesim.cluster import Group
-from moesim.step import blocks
+from moesim.step import sharing
 from moesim.step.experts import Spread
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups
@@ -93,7 +93,7 @@ def splits_tokens(scenario: Scenario, tp: int, expert_gpus: int) -> bool:
 @lru_cache(maxsize=8192)
 def spread(scenario: Scenario, key: Key) -> Spread:
     """Where the tokens of the experts come from."""
-    per_tp_group = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
+    per_tp_group = sharing.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
     return Spread(
         ep=key.ep,
         etp=key.etp,

@@ -16,7 +16,7 @@ from moesim.cost import FloatArray
 from moesim.model import Layer
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.stages import Split, part_layers, split_of
-from moesim.step import blocks
+from moesim.step import outer
 from moesim.step.launches import with_gap
 from moesim.step.layers import LayerPlayer
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pair_pass, pass_key
@@ -126,10 +126,10 @@ def head(scenario: Scenario, strategy: Strategy, *, backward: bool) -> Price:
 @lru_cache(maxsize=4096)
 def _head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
     """The output layer; of every MTP module another pass through it, and the module's input."""
-    once, depths = blocks.head(scenario, tp, cp, micro_batch, backward), scenario.model.mtp_layers
+    once, depths = outer.head(scenario, tp, cp, micro_batch, backward), scenario.model.mtp_layers
     if not depths:
         return once
-    joint = blocks.mtp_joint(scenario, tp, cp, micro_batch, backward)
+    joint = outer.mtp_joint(scenario, tp, cp, micro_batch, backward)
     return both(scaled(once, 1.0 + depths), scaled(joint, float(depths)))
 
 
@@ -143,7 +143,7 @@ def embedding(scenario: Scenario, strategy: Strategy, kind: str) -> Price | None
     """The embedding of one micro-batch, if it is priced (training) and has work in this kind of pass."""
     if not scenario.workload.trains or kind == "weights":
         return None
-    return blocks.embedding(scenario, strategy.tp, strategy.cp, strategy.micro_batch, kind != "forward")
+    return outer.embedding(scenario, strategy.tp, strategy.cp, strategy.micro_batch, kind != "forward")
 
 
 def by_class(seconds: FloatArray, classes: int) -> FloatArray:

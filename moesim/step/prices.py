@@ -12,9 +12,9 @@ from moesim.cluster import Group
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Layer
 from moesim.recompute import INSIDE, parts
-from moesim.step import blocks, experts, ring
-from moesim.step.blocks import Part
+from moesim.step import blocks, experts, ring, sharing
 from moesim.step.experts import Spread
+from moesim.step.gemms import Part
 from moesim.step.keys import Key, spread, variant_key
 from moesim.step.launches import with_gaps
 from moesim.step.price import NOTHING, Price, Prices, both, scaled
@@ -119,22 +119,22 @@ def _attention(scenario: Scenario, layer: Layer, key: Key, part: Part) -> Price:
 
 def own_tokens(scenario: Scenario, key: Key) -> float:
     """Tokens one GPU routes."""
-    tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
+    tokens = sharing.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
     return tokens / key.tp if key.splits else tokens
 
 
 def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     """Collectives of tensor, context and data parallelism around the blocks."""
-    tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
+    tokens = sharing.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
     prices: Prices = {}
     if key.tp > 1:
-        prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
+        prices["tp scatter"] = sharing.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
         if key.splits:
-            prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
+            prices["tp gather"] = sharing.tp_gather(scenario, key.tp_group, tokens)
     if key.ring:
         prices |= _ring(scenario, layer, key)
     elif key.cp > 1:
-        exchange = blocks.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
+        exchange = sharing.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
         prices |= {"kv exchange": exchange, "kv exchange grad": scaled(exchange, 2.0)}
     return prices | _sharded(scenario, layer, key)
 
@@ -158,7 +158,7 @@ def _sharded(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     sizes = ((key.dp_group, held.dense), (key.expert_group, held.expert))
 
     def over_both(op: str, bytes_each: float) -> Price:
-        return both(*(blocks.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in sizes))
+        return both(*(sharing.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in sizes))
 
     return {
         "weight gather": over_both("all_gather", TRAINING_WEIGHT_BYTES),
@@ -219,6 +219,6 @@ def _again(scenario: Scenario, layer: Layer, key: Key, dropped: frozenset[str]) 
         copies = float(rows.max(axis=-1).mean()) / key.etp  # each expert-TP rank has a part of the width
     prices = {"recompute": blocks.recomputed(scenario, layer, key.tp, key.cp, key.micro_batch, dropped, copies)}
     if "mla_up" in dropped and key.tp > 1 and layer.attention.kind == "mla":
-        tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
-        prices["latent gather"] = blocks.latent_gather(scenario, layer, key.tp_group, tokens)
+        tokens = sharing.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
+        prices["latent gather"] = sharing.latent_gather(scenario, layer, key.tp_group, tokens)
     return prices

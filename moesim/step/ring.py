@@ -20,8 +20,8 @@ from moesim.collectives import point_to_point
 from moesim.compute import memory_bound
 from moesim.cost import ESTIMATED
 from moesim.model import Layer, kv_values
-from moesim.step import blocks
-from moesim.step.blocks import BF16_BYTES, Part
+from moesim.step import blocks, sharing
+from moesim.step.gemms import BF16_BYTES, Part
 from moesim.step.price import Price, both, price, scaled
 from moesim.step.scenario import Scenario
 
@@ -32,7 +32,7 @@ ADDED: Final = 3.0  # values that a sum moves for each of its own: reads two, wr
 def core_step(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, part: Part) -> Price:
     """One of cp steps of the core; the sums of partial results, which all but the first have, spread over all."""
     whole = blocks.core(scenario, layer, tp, cp, micro_batch, part)
-    tokens = blocks.tokens_per_tp_group(scenario, micro_batch, cp)
+    tokens = sharing.tokens_per_tp_group(scenario, micro_batch, cp)
     a = layer.attention
     values = a.heads * a.v_head_dim / tp
     if part == "data":
@@ -44,6 +44,6 @@ def core_step(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: f
 @lru_cache(maxsize=4096)
 def send(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float, slices: int) -> Price:
     """A rank's keys and values (or, in two ``slices``, their gradients with them) to the next rank."""
-    tokens = blocks.tokens_per_tp_group(scenario, micro_batch, group.size)
+    tokens = sharing.tokens_per_tp_group(scenario, micro_batch, group.size)
     size = slices * tokens * kv_values(layer.attention, tp) * BF16_BYTES
     return price("cp", point_to_point(scenario.cluster, size, same_node=group.nodes == 1))
