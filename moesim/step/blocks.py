@@ -51,7 +51,8 @@ def attention_block(
         return around._replace(family="attention")
     core = _core(scenario, layer, tp, cp, micro_batch)
     if part == "data":
-        core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)._replace(kernels=3)
+        core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)
+        core = core._replace(kernels=3)  # with its two helpers
     own = tokens / tp if splits else tokens
     trains = scenario.workload.trains
     rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part], 4 if trains else 1)
