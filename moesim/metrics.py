@@ -22,6 +22,7 @@ from moesim.program import Passes
 from moesim.step import experts
 from moesim.step.breakdown import Breakdown, breakdown
 from moesim.step.ends import ends
+from moesim.step.launches import eager
 from moesim.step.layers import batched, bounded, by_events
 from moesim.step.parts import PartPasses, part_passes
 from moesim.step.passes import pass_key, spread
@@ -168,6 +169,8 @@ def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
     if scenario.workload.trains:
         told.append(_clocks(scenario.cluster.gpu))
         told.append("backward passes are priced at the forward kernels' efficiency")
+        if eager(scenario, strategy.capacity_factor):
+            told.append("kernels are launched one by one, as Megatron-LM does: no CUDA graph, no other framework")
     if scenario.workload.trains and strategy.zero > 1:
         told.append("ZeRO 2 and 3 traffic hides behind the neighbouring layer, which is taken to be of the same kind")
     if model.moe is not None and not scenario.average:

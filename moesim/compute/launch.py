@@ -28,14 +28,16 @@ def host_launch(profile: Profile) -> Cost:
     if key not in profile.memo:
         tables = profile.tables["launch"]
         published = cost(HOST_S, HOST_ERROR, 0.0, "launch", PUBLISHED, _SOURCE)
-        profile.memo[key] = _measured(tables[0]) if tables else published
+        profile.memo[key] = (_measured(tables[0]) if tables else None) or published
     found: Cost = profile.memo[key]
     return found
 
 
-def _measured(measured: Measured) -> Cost:
+def _measured(measured: Measured) -> Cost | None:
     """The slope over the number of kernels in a stream."""
     rows = measured.table.select(how="stream")
+    if rows.rows < 2:
+        return None
     parts = np.stack([rows.numbers["kernels"], np.ones(rows.rows)], axis=-1)
     found = non_negative(parts / rows.time_s[:, None])
     error = float(np.abs(np.log(parts @ found / rows.time_s)).max())

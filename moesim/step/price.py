@@ -18,7 +18,7 @@ class Price(NamedTuple):
     basis: Basis
     family: str  # errors are alike inside a family and independent between families
     sources: frozenset[str]
-    kernels: int = 0
+    kernels: int = 0  # that the GPU runs for it
 
 
 Prices = dict[str, Price]  # by the keys of a program
