@@ -20,9 +20,9 @@ from moesim.errors import MoesimError
 from moesim.memory import WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Experts, Layer, expert_projections
 from moesim.routing import draw_tokens
-from moesim.stages import part_layers, parts_on_stages, split_of
+from moesim.stages import part_layers, parts_on_stages
 from moesim.step.passes import pass_key, spread
-from moesim.step.scenario import Scenario, layer_classes
+from moesim.step.scenario import Scenario, layer_classes, split_in
 from moesim.step.trace import layer_spans
 from moesim.strategy import Strategy, groups
 from moesim.tiers.cache import CacheRule, CacheRun, keep
@@ -122,7 +122,7 @@ def _moe_layer(scenario: Scenario, strategy: Strategy) -> tuple[Layer, int]:
     if layer is None:
         raise MoesimError(f"model {model.name!r} has no experts: there is nothing to keep outside GPU memory")
     on_stage = parts_on_stages(strategy.schedule, strategy.pp, strategy.virtual)  # [stage, part]
-    parts = part_layers(model, split_of(model, scenario.workload, strategy))
+    parts = part_layers(model, split_in(scenario, strategy))
     sparse = [sum(model.layer(number).is_moe for number in part) for part in parts]
     return layer, int((on_stage @ sparse).max())
 
