@@ -18,8 +18,10 @@ def question(scenario: Scenario) -> str:
     work, cluster = scenario.workload, scenario.cluster
     past = f" after {work.past:,}" if work.past else ""
     routing = "average load (no skew)" if scenario.average else f"routing {scenario.routing.label}"
+    depths = scenario.model.mtp_layers
+    model = f"{scenario.model.name} with {depths} MTP" if depths else scenario.model.name
     return (
-        f"{scenario.model.name} on {cluster.nodes} x {cluster.name} ({cluster.gpus} {cluster.gpu.name}), {work.kind}: "
+        f"{model} on {cluster.nodes} x {cluster.name} ({cluster.gpus} {cluster.gpu.name}), {work.kind}: "
         f"{work.sequences:,} sequences x {work.queries:,} tokens{past}, {work.dtype}, {routing}, seed {scenario.seed}"
     )
 

@@ -11,7 +11,7 @@ from moesim.cluster import Group, load_cluster
 from moesim.collectives import all_reduce
 from moesim.errors import MoesimError
 from moesim.metrics import measure, model_flops
-from moesim.model import load_model, mtp_flops, training_flops, with_mtp
+from moesim.model import load_model, mtp_flops, mtp_parameters, parameters, training_flops, with_mtp
 from moesim.routing import parse_routing
 from moesim.step import outer
 from moesim.step.ends import ends
@@ -20,6 +20,7 @@ from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes
 from moesim.step.passes import pass_key
 from moesim.step.scenario import make_scenario
 from moesim.strategy import load_strategy
+from moesim.tiers.capacity import split_parameters
 from moesim.workload import make_workload
 
 DEEPSEEK = load_model("deepseek-v3")
@@ -90,6 +91,12 @@ def test_where_the_time_goes_names_the_head():
     assert sum(seconds.values()) == pytest.approx(last.step_s)
     passes = sum(head_seconds(scenario(), last.strategy, kind) for kind in ("forward", "backward"))
     assert seconds["head"] == pytest.approx(8 * passes)  # 64 sequences over 8 ranks
+
+
+def test_experts_outside_gpu_memory_are_those_of_the_module_too():
+    dense, experts = split_parameters(DEEPSEEK)
+    assert dense + experts == parameters(DEEPSEEK) + mtp_parameters(DEEPSEEK)
+    assert experts == 59 * 256 * 3 * 7168 * 2048
 
 
 def test_serving_has_no_module():

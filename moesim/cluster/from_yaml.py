@@ -25,13 +25,13 @@ from typing import Annotated, Any, Final, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
-from moesim import units
 from moesim.cluster.fabric import Between, Degraded, DegradedKind, Fabric, Inside
 from moesim.cluster.nouns import BasisName, Cluster, Gpu, Link, LinkKind
 from moesim.cluster.presets import GPUS
 from moesim.cluster.tiers import Tier, Tiers
 from moesim.cluster.wiring import check_wires, read_wires
 from moesim.errors import MoesimError, choice
+from moesim.units import bytes_per_s, flops_per_s, seconds, size_bytes
 
 
 def _with_unit(read: Callable[[str], float]) -> BeforeValidator:
@@ -44,10 +44,10 @@ def _with_unit(read: Callable[[str], float]) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
-_Seconds = Annotated[float, _with_unit(units.seconds)]
-_Bytes = Annotated[float, _with_unit(units.size_bytes)]
-_BytesPerS = Annotated[float, _with_unit(units.bytes_per_s)]
-_FlopsPerS = Annotated[float, _with_unit(units.flops_per_s)]
+_Seconds = Annotated[float, _with_unit(seconds)]
+_Bytes = Annotated[float, _with_unit(size_bytes)]
+_BytesPerS = Annotated[float, _with_unit(bytes_per_s)]
+_FlopsPerS = Annotated[float, _with_unit(flops_per_s)]
 _Count = Annotated[StrictInt, Field(ge=1)]
 _Text = Annotated[str, Field(min_length=1)]
 

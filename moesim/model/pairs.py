@@ -15,7 +15,7 @@ def dense_before(model: Model, layer: Layer) -> Layer | None:
 
 @lru_cache(maxsize=64)
 def in_pairs(model: Model) -> bool:
-    """Whether dense and MoE layers take turns, a dense one first."""
-    turns = [layer.is_moe for layer in model.layers]
+    """Whether dense and MoE layers take turns, a dense one first; those of MTP modules among them."""
+    turns = [model.layer(number).is_moe for number in range(len(model.layers) + model.mtp_layers)]
     alternates = turns == [False, True] * (len(turns) // 2)
     return alternates and all(dense_before(model, kind.layer) for kind in model.layer_kinds() if kind.layer.is_moe)

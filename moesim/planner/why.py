@@ -17,7 +17,7 @@ NAMES: Final = {
     "experts": "expert GEMMs",
     "attention": "attention with its projections",
     "dense": "dense and shared GEMMs",
-    "head": "output head, once more for every MTP module",
+    "head": "output head, passes of MTP modules included",
     "gate": "routing and permutation",
     "imbalance": "waiting for the busiest experts",
     "host": "waiting for the CPU to launch kernels",

@@ -91,7 +91,9 @@ def core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float,
     found = under_load(scenario, found)
     if part == "forward":
         return found
-    return scaled(found, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)._replace(kernels=3)  # with its two helpers
+    return scaled(found, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)._replace(
+        kernels=3
+    )  # with its two helpers
 
 
 @lru_cache(maxsize=8192)

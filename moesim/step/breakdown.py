@@ -22,11 +22,11 @@ from moesim.step.ends import Ends, ends
 from moesim.step.experts import class_weights
 from moesim.step.launches import host
 from moesim.step.layers import batched, slowed
-from moesim.step.parts import HEAD_SHARES, by_class, embedding, head, layer_counts, layer_pass, split_in
+from moesim.step.parts import HEAD_SHARES, by_class, embedding, head, layer_counts, layer_pass
 from moesim.step.passes import LayerPass, pass_key
 from moesim.step.play import step_seconds
 from moesim.step.price import COMMUNICATION, Price
-from moesim.step.scenario import BATCH_CLASSES, Scenario
+from moesim.step.scenario import BATCH_CLASSES, Scenario, split_in
 from moesim.step.times import StepTimes, stage_work
 from moesim.strategy import Strategy
 

@@ -15,10 +15,10 @@ from moesim.memory import (
     optimizer_bytes,
 )
 from moesim.model import embedding_parameters
-from moesim.stages import Split, layers_on_stages, split_of
+from moesim.stages import Split, layers_on_stages
 from moesim.step import gemms, sharing
 from moesim.step.price import NOTHING, Price, both, price
-from moesim.step.scenario import Scenario
+from moesim.step.scenario import Scenario, split_in
 from moesim.strategy import Strategy, groups
 
 Parts = tuple[tuple[Group, float], tuple[Group, float]]  # (group, parameters): dense, experts
@@ -55,7 +55,7 @@ def ends(scenario: Scenario, strategy: Strategy) -> Ends:
     if not scenario.workload.trains:
         return Ends(send, nothing, nothing, nothing, nothing)
     g = groups(strategy, scenario.cluster)
-    split = split_of(scenario.model, scenario.workload, strategy)
+    split = split_in(scenario, strategy)
     layout = _Layout(strategy.tp, strategy.ep, strategy.etp, strategy.pp, split, strategy.schedule)
     once = [_once_per_step(scenario, g["dp"], g["expert_dp"], strategy.zero, layout, stage) for stage in stages]
     gather, reduce, optimizer = (list(column) for column in zip(*once, strict=True))

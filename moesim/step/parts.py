@@ -15,13 +15,13 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.model import Layer
 from moesim.schedule import SCHEDULES, Pipe
-from moesim.stages import Split, part_layers, split_of
+from moesim.stages import Split, part_layers
 from moesim.step import outer
 from moesim.step.launches import with_gap
 from moesim.step.layers import LayerPlayer
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pair_pass, pass_key
 from moesim.step.price import Price, both, scaled
-from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes
+from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes, split_in
 from moesim.strategy import Strategy
 
 HEAD_SHARES: Final = {"data": 0.5, "weights": 0.5}  # of its backward pass: two GEMMs of equal work
@@ -151,11 +151,6 @@ def by_class(seconds: FloatArray, classes: int) -> FloatArray:
     if seconds.size == 1:
         return np.broadcast_to(seconds, (classes, BATCH_CLASSES))
     return seconds.reshape(classes, BATCH_CLASSES)
-
-
-def split_in(scenario: Scenario, strategy: Strategy) -> Split:
-    """How many layers each part of a strategy has."""
-    return split_of(scenario.model, scenario.workload, strategy)
 
 
 @lru_cache(maxsize=256)

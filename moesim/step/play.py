@@ -20,10 +20,10 @@ from moesim.cost import FloatArray
 from moesim.player import Played, play_batched, play_events
 from moesim.program import Passes, pipeline
 from moesim.schedule import SCHEDULES, Pipe
-from moesim.stages import layers_on_stages, split_of
+from moesim.stages import layers_on_stages
 from moesim.step.ends import Ends, ends, shares_embedding
 from moesim.step.parts import PartPasses
-from moesim.step.scenario import BATCH_CLASSES, Scenario
+from moesim.step.scenario import BATCH_CLASSES, Scenario, split_in
 from moesim.step.times import StepTimes, step_times
 from moesim.strategy import Strategy
 from moesim.timeline import Span
@@ -51,8 +51,7 @@ def passes_of(scenario: Scenario, strategy: Strategy) -> Passes:
 def times_of(scenario: Scenario, strategy: Strategy, parts: PartPasses, end: Ends | None = None) -> StepTimes:
     """Seconds of every op of a strategy's pipeline; ``end`` if known."""
     schedule = strategy.schedule if scenario.workload.trains else "1f1b"
-    split = split_of(scenario.model, scenario.workload, strategy)
-    layers = layers_on_stages(scenario.model, split, strategy.pp, schedule)
+    layers = layers_on_stages(scenario.model, split_in(scenario, strategy), strategy.pp, schedule)
     parts_of_stage = len(SCHEDULES[schedule].holds(0, Pipe(strategy.pp, 0, strategy.virtual)))
     return step_times(parts, layers, end or ends(scenario, strategy), parts_of_stage)
 

@@ -15,6 +15,8 @@ from moesim.errors import MoesimError
 from moesim.model import Model, with_mtp
 from moesim.profile import Profile, load_profile
 from moesim.routing import Routing, imbalance, popularity
+from moesim.stages import Split, split_of
+from moesim.strategy import Strategy
 from moesim.workload import Workload
 
 LAYER_CLASSES = 4
@@ -86,6 +88,11 @@ def class_of(scenario: Scenario, number: int) -> int:
     if not scenario.model.layers[number].is_moe:
         return 0
     return layer_classes(scenario)[0][sum(layer.is_moe for layer in scenario.model.layers[:number])]
+
+
+def split_in(scenario: Scenario, strategy: Strategy) -> Split:
+    """How many layers each part of a strategy has."""
+    return split_of(scenario.model, scenario.workload, strategy)
 
 
 def draws(scenario: Scenario) -> int:

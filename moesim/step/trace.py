@@ -19,13 +19,13 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.player import Played
 from moesim.program import RANK_STREAMS, Passes
-from moesim.stages import part_layers, split_of
+from moesim.stages import part_layers
 from moesim.step.experts import RANK_CLASSES
 from moesim.step.layers import draws_of, play_draw
 from moesim.step.parts import embedding_seconds, head_seconds, kinds, layer_pass, part_passes, partners
 from moesim.step.passes import LayerPass, backward_pass, forward_pass, pass_key
 from moesim.step.play import passes_of, play_pipeline, times_of
-from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes
+from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes, split_in
 from moesim.step.times import stage_work
 from moesim.strategy import Strategy, show
 from moesim.timeline import Span, chrome_trace
@@ -143,7 +143,7 @@ def _step_s(spans: list[Span]) -> float:
 def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[str, Inside]:
     """What runs inside a pass, by its key in the pipeline."""
     found: dict[str, Inside] = {}
-    parts = part_layers(scenario.model, split_of(scenario.model, scenario.workload, strategy))
+    parts = part_layers(scenario.model, split_in(scenario, strategy))
     last = strategy.parts - 1
 
     def layers(what: str, numbers: Iterable[int], turn: int) -> Inside:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from moesim.cluster import Tiers
 from moesim.errors import MoesimError
 from moesim.metrics import FULL
-from moesim.model import Model, layer_parameters, parameters
+from moesim.model import Model, layer_parameters, mtp_parameters, parameters
 
 STATE_BYTES: Final = 16.0
 PASS_BYTES: Final = 4.0  # 16-bit weight and gradient
@@ -30,9 +30,10 @@ class Needed(NamedTuple):
 
 
 def split_parameters(model: Model) -> tuple[int, int]:
-    """Dense and expert parameters."""
+    """Dense and expert parameters, those of MTP modules among them."""
     sparse = sum(count * layer_parameters(model, layer).experts for layer, count in model.layer_kinds())
-    return parameters(model) - sparse, sparse
+    sparse += model.mtp_layers * layer_parameters(model, model.layers[-1]).experts
+    return parameters(model) + mtp_parameters(model) - sparse, sparse
 
 
 def needed(dense: float, sparse: float, moe_layers: int, active: float) -> Needed:

@@ -21,9 +21,9 @@ from moesim.errors import MoesimError
 from moesim.memory import WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Experts, Layer, expert_projections
 from moesim.routing import draw_tokens
-from moesim.stages import part_layers, parts_on_stages, split_of
+from moesim.stages import part_layers, parts_on_stages
 from moesim.step.passes import pass_key, spread
-from moesim.step.scenario import Scenario, layer_classes
+from moesim.step.scenario import Scenario, class_of, layer_classes, split_in
 from moesim.step.trace import layer_spans
 from moesim.strategy import Strategy, groups
 from moesim.tiers.cache import CacheRule, CacheRun, keep
@@ -102,17 +102,24 @@ def hits(scenario: Scenario, strategy: Strategy, cached: float) -> tuple[CacheRu
     assert ffn is not None  # checked by ``_moe_layer``
     _, layers = _moe_layer(scenario, strategy)
     where = spread(scenario, pass_key(scenario, strategy))
-    of_layer, shares = layer_classes(scenario)
+    classes, shares = _classes(scenario)[:layers], layer_classes(scenario)[1]
     local = ffn.experts // strategy.ep
     rng = np.random.default_rng([scenario.seed, 3])
     tokens = max(1, round(where.tokens * where.sources))
-    popular = np.repeat(shares[list(of_layer[:layers])], STEPS, axis=0)  # [layer x step, expert]
+    popular = np.repeat(shares[classes], STEPS, axis=0)  # [layer x step, expert]
     drawn = draw_tokens(popular, ffn.top_k, tokens, 1, rng)[:, 0, :local]
     used = (drawn > 0).reshape(layers, STEPS, local)
     steps = [np.flatnonzero(used[:, step].ravel()).tolist() for step in range(STEPS)]
-    popularity = shares[list(of_layer[:layers])][:, :local].ravel()
+    popularity = shares[classes][:, :local].ravel()
     start = np.argsort(-popularity, kind="stable").tolist()
     return keep(steps, int(cached * layers * local + 1e-9), RULE, start=start), float(used.mean())
+
+
+def _classes(scenario: Scenario) -> list[int]:
+    """Class of every MoE layer, those of MTP modules among them."""
+    model = scenario.model
+    numbers = range(len(model.layers) + model.mtp_layers)
+    return [class_of(scenario, number) for number in numbers if model.layer(number).is_moe]
 
 
 def _moe_layer(scenario: Scenario, strategy: Strategy) -> tuple[Layer, int]:
@@ -122,7 +129,7 @@ def _moe_layer(scenario: Scenario, strategy: Strategy) -> tuple[Layer, int]:
     if layer is None:
         raise MoesimError(f"model {model.name!r} has no experts: there is nothing to keep outside GPU memory")
     on_stage = parts_on_stages(strategy.schedule, strategy.pp, strategy.virtual)  # [stage, part]
-    parts = part_layers(model, split_of(model, scenario.workload, strategy))
+    parts = part_layers(model, split_in(scenario, strategy))
     sparse = [sum(model.layer(number).is_moe for number in part) for part in parts]
     return layer, int((on_stage @ sparse).max())
 
@@ -162,13 +169,13 @@ def _gather_s(scenario: Scenario, strategy: Strategy, layer: Layer) -> float:
 
 def _capacities(scenario: Scenario, tiers: Tiers, active: float, cached: float) -> tuple[Needed, Needed]:
     """Training: equation 1, the CPU holding what is cached. Serving: the weights alone, one copy of the experts."""
-    cluster, model = scenario.cluster, scenario.model
-    dense, sparse = split_parameters(model)
+    cluster = scenario.cluster
+    dense, sparse = split_parameters(scenario.model)
     have = available(cluster.gpu.memory_bytes, tiers, cluster.gpus)
     if scenario.workload.trains:
-        return needed(dense, sparse, model.moe_layers, active)._replace(cpu=16.0 * cached * sparse), have
+        return needed(dense, sparse, len(_classes(scenario)), active)._replace(cpu=16.0 * cached * sparse), have
     each = _bytes_each(scenario)
-    layer_bytes = each * sparse / model.moe_layers
+    layer_bytes = each * sparse / len(_classes(scenario))
     return Needed(each * dense + layer_bytes, each * cached * sparse, each * (1.0 - cached) * sparse), have
 
 
