@@ -279,9 +279,7 @@ def _convert(name: str, value: Any) -> Any:
         raise choice("strategy key", str(name), list(FIELDS))
     if name == "capacity_factor":
         return _number(name, value, float)
-    if name in ("recompute", "all_to_all", "overlap", "schedule", "placement"):
-        return str(value)
-    return _number(name, value, int)
+    return str(value) if isinstance(FIELDS[name].default, str) else _number(name, value, int)
 
 
 def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float | None:
