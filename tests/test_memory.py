@@ -18,6 +18,7 @@ from moesim.schedule import SCHEDULES
 from moesim.stages import split_of
 from moesim.step.scenario import make_scenario
 from moesim.strategy import RECOMPUTE, ZERO_STAGES, Strategy, load_strategy, why_not
+from moesim.validate.figures import find_model
 from moesim.workload import make_workload
 
 MIXTRAL = load_model("mixtral-8x7b")
@@ -102,6 +103,30 @@ def test_deepseek_v3_trains_on_256_h100():
     model, work = load_model("deepseek-v3"), make_workload("train", 256)
     found = memory(model, work, load_strategy("pp=8 ep=32 recompute=full", 256))
     assert does_not_fit(H100, found) is None
+
+
+def test_of_llama3_8x70b_on_256_h100_fits_what_ran_and_not_what_was_out_of_memory():
+    # arXiv:2504.14960 table 1, 256 sequences of 4096
+    model, work = find_model("Llama3-8x70B"), make_workload("train", 256, global_batch=256, seq=4096)
+
+    def fits(text):
+        strategy = load_strategy(f"{text} recompute=full", 256)
+        return does_not_fit(H100, memory(model, work, strategy)) is None
+
+    assert fits("tp=8 ep=8 etp=8 pp=2")  # TP+EP+PP+DP
+    assert fits("ep=8 zero=3")  # FSDP+EP
+    assert not fits("tp=8 ep=8 etp=8")  # TP+EP+DP
+    assert not fits("zero=3")  # FSDP
+
+
+def test_zero_2_holds_two_layers_of_sharded_gradients_whole():
+    layer = ATTENTION + ROUTER_AND_NORMS + EXPERT
+    zero = [training(f"ep=8 zero={stage}").buffers for stage in (1, 2, 3)]
+    assert zero[1] - zero[0] == 2 * 4 * layer
+    assert zero[2] - zero[1] == 2 * 2 * layer  # and weights
+    # on one replica of the experts nothing of theirs is sharded
+    alone = [training(f"ep=8 etp=2 tp=2 zero={stage}").buffers for stage in (1, 2)]
+    assert alone[1] - alone[0] == 2 * 4 * (ATTENTION / 2 + ROUTER_AND_NORMS)
 
 
 def decode(model, text, gpus, **sizes):
