@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moesim.cluster import load_cluster
 from moesim.errors import MoesimError
 from moesim.memory import memory
-from moesim.model import MODELS, load_model
+from moesim.model import MODELS, load_model, with_mtp
 from moesim.program import LayerShape, backward_layer, forward_layer
 from moesim.recompute import PARTS, Keeping, alive_values, canonical, kept_values, owed_values
 from moesim.routing import parse_routing
@@ -79,7 +79,7 @@ def test_gradients_of_weights_wait_with_inputs_and_outputs_of_their_gemms():
 
 def test_deepseek_v3_on_2048_h800_fits():
     work = make_workload("train", 2048, global_batch=15360, seq=4096, dtype="fp8_block")
-    found = memory(V3, work, load_strategy("pp=16 ep=64 schedule=dualpipe recompute=selective", 2048))
+    found = memory(with_mtp(V3, 0), work, load_strategy("pp=16 ep=64 schedule=dualpipe recompute=selective", 2048))
     # 17 micro-batches of 4 layers, and one layer's backward pass
     keeping = Keeping(1, "selective", 1.0, "fp8_block")
     per_token = 17 * 4 * kept_values(V3, V3.layers[-1], keeping) + alive_values(V3, V3.layers[-1], keeping)

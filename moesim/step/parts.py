@@ -20,7 +20,7 @@ from moesim.step import outer
 from moesim.step.launches import with_gap
 from moesim.step.layers import LayerPlayer
 from moesim.step.passes import Key, LayerPass, backward_pass, forward_pass, pair_pass, pass_key
-from moesim.step.price import Price, both, scaled
+from moesim.step.price import Price, both
 from moesim.step.scenario import BATCH_CLASSES, Scenario, class_of, layer_classes, split_in
 from moesim.strategy import Strategy
 
@@ -126,11 +126,10 @@ def head(scenario: Scenario, strategy: Strategy, *, backward: bool) -> Price:
 @lru_cache(maxsize=4096)
 def _head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool) -> Price:
     """The output layer; of every MTP module another pass through it, and the module's input."""
-    once, depths = outer.head(scenario, tp, cp, micro_batch, backward), scenario.model.mtp_layers
-    if not depths:
-        return once
-    joint = outer.mtp_joint(scenario, tp, cp, micro_batch, backward)
-    return both(scaled(once, 1.0 + depths), scaled(joint, float(depths)))
+    found = once = outer.head(scenario, tp, cp, micro_batch, backward)
+    for _ in range(scenario.model.mtp_layers):
+        found = both(both(found, once), outer.mtp_joint(scenario, tp, cp, micro_batch, backward))
+    return found
 
 
 def embedding_seconds(scenario: Scenario, strategy: Strategy, kind: str) -> float:
