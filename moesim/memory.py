@@ -266,7 +266,7 @@ def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArra
 def _kv_bytes_by_stage(model: Model, split: Split, tp: int, context: int) -> FloatArray:
     """KV-cache bytes of one sequence on one GPU of each stage."""
     found = np.zeros(len(split))
-    for stage, indices in enumerate(part_layers(model, split)):
+    for stage, indices in enumerate(part_layers(split)):
         for layer in (model.layers[index] for index in indices):
             over = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
             found[stage] += stored_tokens(layer.attention, context) * kv_bytes_per_token(model, layer, KV_BYTES) / over

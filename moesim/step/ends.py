@@ -100,7 +100,7 @@ def _once_per_step(
     parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
     virtual = len(layout.split) // layout.pp
     outside = ends_by_stage(scenario.model, layout.pp, virtual, layout.schedule)[stage] / layout.tp
-    layers = max(1.0, layers_on_stages(scenario.model, layout.split, layout.pp, layout.schedule)[stage])
+    layers = max(1.0, layers_on_stages(layout.split, layout.pp, layout.schedule)[stage])
     # Stage 3 gathers layers, stages 2 and 3 reduce them inside the passes, each behind its neighbour's compute:
     # all but the first gather and the last reduction of a step, which have no neighbour.
     edge = ((dp, outside + (held.dense[stage] - outside) / layers), (expert_dp, held.expert[stage] / layers))
