@@ -8,7 +8,8 @@ A frame that keeps less than another fitting one of its layout (more recompute, 
 never faster: it is dropped as dominated. So is one whose keys and values travel slower (cp: all-gather, or the ring,
 which holds less), and an all-to-all that takes longer than another one both to
 dispatch and to combine the frame's own traffic, chunk by chunk: which is fastest depends on message size,
-scale and skew, and is not for the user to guess.
+scale and skew, and is not for the user to guess. A shortcut is never chosen: the experts then read an earlier
+representation, which is another model; who trained one says so in the strategy.
 """
 
 from collections import Counter
@@ -235,6 +236,8 @@ def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
     overlaps = [(1, "none"), *((n, "chunked") for n in cuts)]
     if dispatches and not scenario.workload.trains and frame.micro_batch * scenario.workload.queries > 1:
         overlaps.append((1, "dual_batch"))
+    if dispatches and scenario.model.moe and scenario.model.moe.shared_width and not _in_pairs(scenario, frame):
+        overlaps.append((1, "shared"))
     skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
     for algorithm, (chunks, overlap) in product(usable, overlaps):
         for placement in ("contiguous", "balanced") if skewed else ("contiguous",):
