@@ -7,9 +7,9 @@ Strong scaling, sequences of 4,096 tokens, the batch held fixed: tokens/s per GP
                     Parallel Folding, arXiv:2504.14960, table 4 (MFU of 989.4 TFLOP/s on Eos, DGX H100)
     DeepSeek-V3     fp8_block, 15,360 sequences, 256 to 4,096 H100: the first answer of ``moesim plan`` at each size
 
-Expected: with pipelines, fewer micro-batches for each and thus more bubble, until no pipeline at all is best; FSDP+EP
-and TP+EP+DP lose little; folding experts apart from attention's degrees is worth a few percent throughout. DeepSeek-V3
-is best in the middle: on 256 GPUs memory asks for TP, on 4,096 the bubble grows to a tenth:
+Expected: with pipelines, fewer micro-batches for each and thus more bubble, 4 % to 16 % of the step; FSDP+EP and
+TP+EP+DP have none and lose little; folding experts apart from attention's degrees wins a few percent throughout.
+DeepSeek-V3 is best in the middle: on 256 GPUs memory asks for TP, on 4,096 the bubble grows to a tenth:
 
     python studies/training_scaling.py --out studies/results
 """
