@@ -21,13 +21,12 @@ from moesim.model import (
     Experts,
     Layer,
     Model,
+    cache_bytes,
     embedding_parameters,
     head_parameters,
-    kv_bytes_per_token,
     layer_parameters,
     projections,
     row_width,
-    stored_tokens,
 )
 from moesim.schedule import SCHEDULES, Pipe, in_flight
 from moesim.stages import part_layers, parts_on_stages
@@ -246,6 +245,7 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
 
     full recompute    the layer's input
     attention         input, norm, queries, keys, values, output of the core
+    mamba             input, norm, what is projected, outputs of scan and gated norm (mamba_ssm ssd_combined.py)
     feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
                       which each of the etp ranks holds for all of them
     selective drops   norms, activations and expert outputs: cheap to recompute; of mla also what is projected up from
@@ -254,22 +254,31 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
                       2 bytes: norms, core output, activation, expert input; with selective, gate and up of experts too
                       (there, section 3.3.3)
     """
-    hidden, a, ffn = model.hidden, layer.attention, layer.ffn
+    hidden, ffn = model.hidden, layer.ffn
     if keeping.recompute == "full":
         return float(hidden)
     every, input_share = keeping.recompute == "none", keeping.input_share
-    norm, output = every * input_share * hidden, input_share * a.heads * a.v_head_dim
-    core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
-    if a.kind == "mla" and not every:
-        core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
-    attention = hidden + norm + core + output
+    around = layer.blocks * hidden * (1.0 + every * input_share) + _mixer_values(layer, every, input_share)
+    if ffn is None:
+        return around
     if not isinstance(ffn, Experts):
-        return attention + hidden + norm + _ffn_values(ffn.width, ffn.gated, every * input_share)
+        return around + _ffn_values(ffn.width, ffn.gated, every * input_share)
     row = row_width(model, layer)
     copy = keeping.etp * (input_share * row + every * row)
     copy += _ffn_values(ffn.width, ffn.gated, every * input_share) * (1.0 if every else input_share)
     shared = _ffn_values(ffn.shared_width, ffn.gated, every * input_share)
-    return attention + hidden + norm + shared + ffn.top_k * copy * keeping.imbalance
+    return around + shared + ffn.top_k * copy * keeping.imbalance
+
+
+def _mixer_values(layer: Layer, every: bool, input_share: float) -> float:
+    """Of them, what attention or Mamba keeps between its norm and the next one."""
+    a, m = layer.attention, layer.mamba
+    if not a:
+        return m.projected + m.inner * (1.0 + input_share) if m else 0.0
+    core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
+    if a.kind == "mla" and not every:
+        core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
+    return core + input_share * a.heads * a.v_head_dim
 
 
 def _ffn_values(width: int, gated: bool, activation: float) -> float:
@@ -287,7 +296,5 @@ def _kv_bytes_by_stage(model: Model, pp: int, tp: int, context: int) -> FloatArr
     """KV-cache bytes of one sequence on one GPU of each stage."""
     found = np.zeros(pp)
     for stage, indices in enumerate(part_layers(model, pp)):
-        for layer in (model.layers[index] for index in indices):
-            split = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
-            found[stage] += stored_tokens(layer.attention, context) * kv_bytes_per_token(model, layer, KV_BYTES) / split
+        found[stage] = sum(cache_bytes(model, model.layers[index], context, KV_BYTES, tp) for index in indices)
     return found

@@ -185,7 +185,7 @@ def _clocks(gpu: Gpu) -> str:
 
 
 def _has_mla(model: Model) -> bool:
-    return any(kind.layer.attention.kind == "mla" for kind in model.layer_kinds())
+    return any(a.kind == "mla" for kind in model.layer_kinds() if (a := kind.layer.attention))
 
 
 def does_not_fit(gpu: Gpu, found: Memory) -> str | None:

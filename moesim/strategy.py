@@ -16,7 +16,7 @@ from typing import Any, Final
 from moesim.alltoall import ALGORITHMS, FUSED, WORKLOADS, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError, choice
-from moesim.model import Experts, Model, in_pairs
+from moesim.model import Model, in_pairs, indivisible
 from moesim.placement import PLACEMENTS
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.workload import Workload
@@ -168,7 +168,8 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     found = groups(strategy, cluster)
     if any(group.nodes > cluster.nodes for group in found.values()):
         return "the ranks of a group fall unevenly on the nodes"
-    shape = _why_not_layers(model, strategy) or _why_not_overlap(model, workload, strategy)
+    uneven = indivisible(model, strategy.tp, strategy.cp, strategy.ep, strategy.etp)
+    shape = uneven or _why_not_overlap(model, workload, strategy)
     exchange = unsupported(cluster, found["ep"], strategy.all_to_all) if strategy.ep > 1 else None
     return shape or exchange
 
@@ -177,6 +178,8 @@ def _why_not_overlap(model: Model, workload: Workload, strategy: Strategy) -> st
     """Overlap inside a layer that the model, or the kernels there are, cannot have."""
     if strategy.overlap.startswith("shortcut") and model.moe is None:
         return "a shortcut needs experts"
+    if strategy.overlap.startswith("shortcut") and any(kind.layer.blocks < 2 for kind in model.layer_kinds()):
+        return "a shortcut needs attention and a feed-forward part in every layer"
     if strategy.overlap in ("shortcut2", "shortcut3") and not in_pairs(model):
         return f"{strategy.overlap} needs a dense layer before every MoE layer"
     if (strategy.overlap == "tiles") != (strategy.all_to_all in FUSED):
@@ -185,23 +188,6 @@ def _why_not_overlap(model: Model, workload: Workload, strategy: Strategy) -> st
         return f"{strategy.all_to_all} has kernels for {' and '.join(kinds)} only"
     if strategy.overlap == "dual_batch" and strategy.micro_batch * workload.queries < 2:
         return "dual_batch has no token for its second half"
-    return None
-
-
-def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
-    if model.moe is None and strategy.ep * strategy.etp > 1:
-        return "the model has no experts to spread"
-    for kind in model.layer_kinds():
-        attention, ffn = kind.layer.attention, kind.layer.ffn
-        if attention.heads % strategy.tp:
-            return "tp does not divide the attention heads"
-        if isinstance(ffn, Experts):
-            if ffn.experts % strategy.ep:
-                return "ep does not divide the experts"
-            if ffn.width % strategy.etp:
-                return "etp does not divide the expert width"
-        elif ffn.width % strategy.tp:
-            return "tp does not divide the dense width"
     return None
 
 

@@ -143,12 +143,20 @@ def test_a_token_waits_for_the_one_before_it():
 
 
 flags = dict.fromkeys(
-    ("moe", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"), st.booleans()
+    ("moe", "ffn", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"),
+    st.booleans(),
 )
 shapes = st.builds(
     LayerShape, chunks=st.sampled_from([1, 2, 4]), overlap=st.sampled_from(sorted(LAYERS)), slot=st.integers(0, 1),
-    **flags,
-).map(lambda shape: shape if shape.overlap in CHUNKED else shape._replace(chunks=1))  # fmt: skip
+    mixer=st.sampled_from(["attention", "mamba", "norm"]), **flags,
+).map(lambda shape: possible(shape if shape.overlap in CHUNKED else shape._replace(chunks=1)))  # fmt: skip
+
+
+def possible(shape):
+    """Not empty; a shortcut is for layers that have both blocks."""
+    if shape.overlap.startswith("shortcut"):
+        return shape._replace(mixer="attention", ffn=True)
+    return shape._replace(ffn=shape.ffn or shape.moe or shape.mixer == "norm")
 
 
 @given(shapes, st.sampled_from(["none", "selective", "full"]))

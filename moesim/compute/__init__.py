@@ -10,6 +10,7 @@ attention        the attention core, prefill and decode, GQA and MLA
 attention_shape  one attention call: pairs, bytes
 kernel           one of moesim's own kernels by name, where this GPU was calibrated
 memory_bound     a kernel that only moves bytes
+scan             the products of Mamba-2's scan
 loads            the loads that published tables were measured under
 common           dtypes, sources, refusal, band
 """
@@ -22,9 +23,10 @@ from moesim.compute.gemm import gemm
 from moesim.compute.kernel import gradient, kernel
 from moesim.compute.loads import balanced_load, power_law_load, power_law_loads
 from moesim.compute.memory_bound import memory_bound
+from moesim.compute.scan import scan
 
 __all__ = [
     "COVERS", "DTYPES", "LAUNCH_GAP_S", "AttentionShape", "attended_pairs", "attention", "balanced_load",
     "expert_ffn", "gemm", "gradient", "joined", "kernel", "memory_bound", "peak_flops", "power_law_load",
-    "power_law_loads",
+    "power_law_loads", "scan",
 ]  # fmt: skip

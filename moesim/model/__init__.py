@@ -1,17 +1,19 @@
 """What is computed.
 
-layers    Attention, DenseFfn, Experts, Layer, Model
+layers    Attention, Mamba, DenseFfn, Experts, Layer, Model
 weights   projections and parameter counts
+splits    how far layers divide over GPUs
 pairs     dense and MoE layers that take turns
-work      attended pairs, FLOPs, KV bytes
+work      attended pairs, FLOPs, cached bytes
 presets   MODELS
-hf        load_model: a preset, or a Hugging Face config.json
+hf        load_model: a preset, or a Hugging Face config.json; hybrid: those of Nemotron-H
 """
 
 from moesim.model.hf import load_model
-from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Model, Published
+from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Mamba, Model, Published
 from moesim.model.pairs import dense_before, in_pairs
 from moesim.model.presets import MODELS
+from moesim.model.splits import indivisible
 from moesim.model.weights import (
     LayerParameters,
     Projection,
@@ -30,14 +32,17 @@ from moesim.model.weights import (
 )
 from moesim.model.work import (
     TRAINING_PASSES,
+    ScanFlops,
     active_matrix_weights,
     attended,
     attention_flops,
+    cache_bytes,
     flops_per_token,
     forward_flops,
     kv_bytes,
     kv_bytes_per_token,
     layer_flops,
+    scan_flops,
     stored_tokens,
     training_flops,
 )
@@ -51,15 +56,18 @@ __all__ = [
     "Layer",
     "LayerKind",
     "LayerParameters",
+    "Mamba",
     "Model",
     "Projection",
     "Published",
+    "ScanFlops",
     "active_layer_parameters",
     "active_matrix_weights",
     "active_parameters",
     "attended",
     "attention_flops",
     "attention_projections",
+    "cache_bytes",
     "dense_before",
     "embedding_parameters",
     "expert_parameters",
@@ -68,6 +76,7 @@ __all__ = [
     "forward_flops",
     "head_parameters",
     "in_pairs",
+    "indivisible",
     "kv_bytes",
     "kv_bytes_per_token",
     "layer_flops",
@@ -77,6 +86,7 @@ __all__ = [
     "parameters",
     "projections",
     "row_width",
+    "scan_flops",
     "stored_tokens",
     "training_flops",
 ]

@@ -31,6 +31,10 @@ FAMILIES: Final = {
     "minimax_m2": Family(unused=("mlp_intermediate_size", "shared_moe_mode")),
     "mistral": Family(),
     "mixtral": Family(),
+    "nemotron_h": Family(
+        score_correction=True,
+        unused=("rescale_prenorm_residual", "use_mamba_kernels", "moe_shared_expert_overlap", "num_logits_to_keep"),
+    ),
     "olmoe": Family(qk_norm="full"),
     "olmo2": Family(qk_norm="full"),
     "phimoe": Family(norm_bias=True),

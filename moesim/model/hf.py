@@ -1,6 +1,6 @@
 """Reading a model: a preset's name, or a Hugging Face config.json or its folder.
 
-    keys  -->  Attention per layer  +  DenseFfn or Experts per layer  -->  Model
+    keys  -->  Attention per layer  +  DenseFfn or Experts per layer  -->  Model      (Nemotron-H: ``hybrid``)
 
 Sizes come from the usual keys, whatever the family. What a checkpoint holds but its config does not say
 (biases, norms on queries and keys, sinks) stands in ``families``; one not listed there reads like Llama,
@@ -14,12 +14,14 @@ from typing import Any, Final, Literal
 from moesim.errors import MoesimError, choice
 from moesim.model.config import Config, read_config
 from moesim.model.families import FAMILIES, Family
+from moesim.model.hybrid import PATTERN, hybrid_layers
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Model
 from moesim.model.presets import MODELS
 
 _EXPERT_KEYS: Final = (  # of no consequence where no layer has experts
     *("moe_intermediate_size", "num_experts_per_tok", "experts_per_token", "n_group", "topk_group"),
     *("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"),
+    "moe_shared_expert_intermediate_size",
 )
 
 
@@ -42,13 +44,12 @@ def model_from_config(config: Config, name: str) -> Model:
     if config.text("hidden_act", "silu") not in ("silu", "swish", "swiglu"):
         raise config.wrong("hidden_act", "moesim reads gated feed-forward parts with silu")
     dtype, expert_dtype = _dtypes(config)
-    attentions = _attentions(config, family)
-    feed_forwards = _feed_forwards(config, family, len(attentions))
+    layers = _layers(config, family)
     model = Model(
         name=name,
         hidden=config.integer("hidden_size"),
         vocab=config.integer("vocab_size"),
-        layers=tuple(Layer(attention=a, ffn=f) for a, f in zip(attentions, feed_forwards, strict=True)),
+        layers=layers,
         tied_embeddings=config.flag("tie_word_embeddings", *((False,) if known else ())),
         norm_bias=family.norm_bias,
         head_bias=config.flag("lm_head_bias", False),
@@ -66,6 +67,16 @@ def _name(path: Path) -> str:
     if path.is_dir() or path.name == "config.json":
         return (path if path.is_dir() else path.parent).resolve().name
     return path.stem.removesuffix("_config")
+
+
+def _layers(config: Config, family: Family) -> tuple[Layer, ...]:
+    if config.has(PATTERN):
+        count = config.integer("n_routed_experts", default=0)
+        config.ignore(*(() if count else _EXPERT_KEYS))
+        return hybrid_layers(config, _gqa(config, family), _experts(config, family, count, None) if count else None)
+    attentions = _attentions(config, family)
+    feed_forwards = _feed_forwards(config, family, len(attentions))
+    return tuple(Layer(attention=a, ffn=f) for a, f in zip(attentions, feed_forwards, strict=True))
 
 
 def _attentions(config: Config, family: Family) -> list[Attention]:
@@ -210,6 +221,7 @@ def _experts(config: Config, family: Family, count: int, width: int | None) -> E
     shared_width = config.integer(
         "shared_expert_intermediate_size",
         "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
         default=config.integer("n_shared_experts", "num_shared_experts", default=0) * expert_width,
     )
     if config.has("intermediate_size_mlp"):  # Llama 4: one shared expert beside the routed ones

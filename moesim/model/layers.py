@@ -1,7 +1,9 @@
 """What is computed: a transformer as a tuple of layers, each one attention and one feed-forward part.
 
     Model  =  embedding, layers, final norm, head
-    Layer  =  Attention (gqa or mla; full, window or chunk)  +  DenseFfn or Experts
+    Layer  =  Attention (gqa or mla; full, window or chunk) or Mamba  +  DenseFfn or Experts
+
+A layer of a hybrid model may have one of the two parts alone.
 
 Everything else (weights, FLOPs, bytes) is derived from these nouns in ``weights`` and ``work``.
 """
@@ -68,6 +70,55 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Mamba:
+    """Mamba-2 (arXiv:2405.21060): every head carries a state H [head_dim, state] from token to token.
+
+    z, x, B, C, dt = W_in u;   x, B, C = silu(conv(x, B, C));   H = exp(A dt) H + dt x B^T;   y = C H + D x
+    out = W_out (norm(y) silu(z)), the norm by group
+
+    B and C are shared by the heads of a group. The recurrence is computed ``chunk`` tokens at a time.
+    """
+
+    heads: int
+    head_dim: int
+    state: int
+    groups: int = 1
+    conv: int = 4  # tokens that the convolution sees
+    chunk: int = 128
+    conv_bias: bool = True
+    bias: bool = False  # on both projections
+
+    def __post_init__(self) -> None:
+        _positive("mamba", heads=self.heads, head_dim=self.head_dim, state=self.state, groups=self.groups)
+        _positive("mamba", conv=self.conv, chunk=self.chunk)
+        if self.heads % self.groups:
+            raise MoesimError(
+                f"{self.heads} mamba heads do not divide over {self.groups} groups: make heads a multiple of groups"
+            )
+
+    @property
+    def inner(self) -> int:
+        """Values of a token inside: x, z and y are this wide."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """What the convolution runs over: x, B and C."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def projected(self) -> int:
+        """Outputs of the first matrix: z, the channels, and one step dt for each head."""
+        return self.inner + self.channels + self.heads
+
+    @property
+    def carried(self) -> int:
+        """Values that a sequence leaves behind, however long: the states, and the inputs that the convolution
+        sees again."""
+        return self.inner * self.state + (self.conv - 1) * self.channels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DenseFfn:
     """Feed-forward part that every token takes: gate, up, down; only up and down when not gated."""
 
@@ -117,14 +168,32 @@ class Experts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """One transformer layer with its two norms."""
+    """One layer: attention or Mamba, and a feed-forward part, each with a norm before and a sum after it."""
 
-    attention: Attention
-    ffn: DenseFfn | Experts
+    attention: Attention | None = None
+    mamba: Mamba | None = None
+    ffn: DenseFfn | Experts | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention and self.mamba:
+            raise MoesimError("a layer has both attention and mamba: make two layers of it")
+        if not (self.attention or self.mamba or self.ffn):
+            raise MoesimError("a layer is empty: give it attention, mamba or ffn")
 
     def __hash__(self) -> int:
         """Shallow, as Model's is; layers of one model differ in what is hashed here."""
-        return hash((self.attention.heads, self.attention.window, self.attention.chunk, self.ffn.width))
+        a, m, f = self.attention, self.mamba, self.ffn
+        return hash((a and (a.heads, a.window, a.chunk), m and m.heads, f and f.width))
+
+    @property
+    def mixer(self) -> Literal["attention", "mamba", "norm"]:
+        """What tokens meet before the feed-forward part: "norm" where there is nothing else."""
+        return "attention" if self.attention else "mamba" if self.mamba else "norm"
+
+    @property
+    def blocks(self) -> int:
+        """Parts that have a norm and a sum: one or two."""
+        return (self.mixer != "norm") + (self.ffn is not None)
 
     @property
     def is_moe(self) -> bool:

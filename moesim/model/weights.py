@@ -1,15 +1,15 @@
 """Which weight matrices a layer has; parameter counts, GEMM shapes and FLOPs all derive from this list.
 
-projections(model, layer)         attention, dense or shared feed-forward, router
+projections(model, layer)         attention or mamba, dense or shared feed-forward, router
 expert_projections(model, layer)  one routed expert
 """
 
 from typing import Literal, NamedTuple
 
-from moesim.model.layers import Attention, Experts, Layer, Model
+from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Mamba, Model
 
 Shard = Literal["out", "in", "none"]
-Part = Literal["attention", "dense", "shared", "router", "expert"]
+Part = Literal["attention", "mamba", "dense", "shared", "router", "expert"]
 
 
 class Projection(NamedTuple):
@@ -31,6 +31,7 @@ class LayerParameters(NamedTuple):
     """Parameters of one layer by part; ``experts`` counts all routed experts."""
 
     attention: int
+    mamba: int
     dense: int
     shared: int
     router: int
@@ -44,10 +45,14 @@ class LayerParameters(NamedTuple):
 
 def projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
     """Every weight matrix of the layer except its routed experts, in the order they are applied."""
-    hidden, ffn = model.hidden, layer.ffn
-    attention = attention_projections(layer.attention, hidden)
-    if not isinstance(ffn, Experts):
-        return attention + _feed_forward("dense", hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
+    attention = attention_projections(layer.attention, model.hidden) if layer.attention else ()
+    mamba = mamba_projections(layer.mamba, model.hidden) if layer.mamba else ()
+    return attention + mamba + (_ffn_projections(layer.ffn, model.hidden) if layer.ffn else ())
+
+
+def _ffn_projections(ffn: DenseFfn | Experts, hidden: int) -> tuple[Projection, ...]:
+    if isinstance(ffn, DenseFfn):
+        return _feed_forward("dense", hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
     router: tuple[Projection, ...] = (Projection("router", "router", hidden, ffn.experts, "none", ffn.router_bias),)
     if ffn.travels_at:
         router += (
@@ -59,7 +64,7 @@ def projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
         shared = _feed_forward("shared", hidden, ffn.shared_width, gated=ffn.gated, bias=False)
     if ffn.shared_gate:
         shared += (Projection("shared_gate", "shared", hidden, 1, "none"),)
-    return attention + router + shared
+    return router + shared
 
 
 def attention_projections(attention: Attention, hidden: int) -> tuple[Projection, ...]:
@@ -88,6 +93,14 @@ def attention_projections(attention: Attention, hidden: int) -> tuple[Projection
     )
 
 
+def mamba_projections(mamba: Mamba, hidden: int) -> tuple[Projection, ...]:
+    """Into z, x, B, C and dt, and out of the heads: tensor parallelism splits heads and groups."""
+    return (
+        Projection("in", "mamba", hidden, mamba.projected, "out", mamba.bias),
+        Projection("out", "mamba", mamba.inner, hidden, "in", mamba.bias),
+    )
+
+
 def expert_projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
     """The matrices of one routed expert; none in a dense layer."""
     ffn = layer.ffn
@@ -107,18 +120,21 @@ def expert_parameters(model: Model, layer: Layer) -> int:
 
 
 def layer_parameters(model: Model, layer: Layer) -> LayerParameters:
-    """Parameters of one layer by part: matrices, biases, sinks, router corrections, norms."""
-    of = {"attention": 0, "dense": 0, "shared": 0, "router": 0}
+    """Parameters of one layer by part: matrices, biases, sinks, convolutions, router corrections, norms."""
+    of = {"attention": 0, "mamba": 0, "dense": 0, "shared": 0, "router": 0}
     for p in projections(model, layer):
         of[p.part] += p.parameters
-    if layer.attention.sinks:
+    if layer.attention and layer.attention.sinks:
         of["attention"] += layer.attention.heads
+    if layer.mamba:
+        m = layer.mamba
+        of["mamba"] += (m.conv + m.conv_bias) * m.channels + 3 * m.heads  # A, D and the bias of dt
     experts = 0
     if isinstance(layer.ffn, Experts):
         experts = layer.ffn.experts * expert_parameters(model, layer)
         of["router"] += layer.ffn.experts if layer.ffn.score_correction else 0
-    norms = 2 * _norm(model) + _attention_norms(layer.attention)
-    return LayerParameters(of["attention"], of["dense"], of["shared"], of["router"], experts, norms)
+    norms = layer.blocks * _norm(model) + _inner_norms(layer)
+    return LayerParameters(**of, experts=experts, norms=norms)
 
 
 def active_layer_parameters(model: Model, layer: Layer) -> int:
@@ -177,8 +193,11 @@ def _norm(model: Model) -> int:
     return model.hidden * (2 if model.norm_bias else 1)
 
 
-def _attention_norms(a: Attention) -> int:
-    """Norm weights inside attention: on queries and keys, or on the two latents of mla."""
+def _inner_norms(layer: Layer) -> int:
+    """Norm weights inside attention, on queries and keys or on the two latents of mla; before Mamba's gate."""
+    a = layer.attention
+    if a is None:
+        return layer.mamba.inner if layer.mamba else 0
     if a.kind == "mla":
         return a.kv_lora_rank + (a.q_lora_rank or 0)
     if a.qk_norm == "full":

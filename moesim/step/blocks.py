@@ -1,4 +1,4 @@
-"""Prices of what every token meets: attention, dense and shared feed-forward parts, head, TP and CP traffic.
+"""Prices of what every token meets: attention or Mamba, dense and shared feed-forward parts, head, TP and CP traffic.
 
 A block has three prices (``Part``): "forward", the gradients of its activations ("data") and of its weights
 ("weights"). Gradients are priced as GEMMs of their own at the forward kernel's efficiency (*estimated* until
@@ -16,8 +16,9 @@ from moesim.cluster import Group
 from moesim.collectives import all_gather, all_reduce, reduce_scatter
 from moesim.compute import AttentionShape, attention, gemm, memory_bound
 from moesim.cost import ESTIMATED
-from moesim.model import Layer, Projection, projections, row_width
+from moesim.model import Attention, Layer, Projection, projections, row_width
 from moesim.profile import sustained_share
+from moesim.step.mamba import inside
 from moesim.step.price import NOTHING, Price, both, price, scaled
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups
@@ -40,35 +41,40 @@ def tokens_per_tp_group(scenario: Scenario, micro_batch: float, cp: int) -> floa
 
 
 @lru_cache(maxsize=8192)
-def attention_block(
+def mixer_block(
     scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, splits: bool, part: Part
 ) -> Price:
-    """Norm, projections, attention core, output projection; the weights' gradients are those of projections."""
+    """Norm, projections, attention core or Mamba's scan, output projection; of a layer without either its norm. The
+    weights' gradients are those of projections."""
     tokens = tokens_per_tp_group(scenario, micro_batch, cp)
-    matrices = [_on_gpu(p, layer, tp) for p in projections(scenario.model, layer) if p.part == "attention"]
+    family = "dense" if layer.mixer == "norm" else layer.mixer
+    matrices = [_on_gpu(p, layer, tp) for p in projections(scenario.model, layer) if p.part == layer.mixer]
     around = _gemms(scenario, matrices, tokens, tp, part)
     if part == "weights":
-        return around._replace(family="attention")
-    core = _core(scenario, layer, tp, cp, micro_batch)
-    if part == "data":
-        core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)
+        return around._replace(family=family)
+    if layer.mamba:
+        around = both(around, inside(scenario, layer.mamba, tp, tokens, part == "data"))
+    if layer.attention:
+        core = _core(scenario, layer.attention, tp, cp, micro_batch)
+        if part == "data":
+            core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)
+        around = both(around, core)
     own = tokens / tp if splits else tokens
-    rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part])
-    if scenario.workload.trains:
-        rows = both(rows, _elementwise(scenario, tokens, _head_values(layer) / tp))
-    return both(both(around, core), rows)._replace(family="attention")
+    rows = _elementwise(scenario, own, _row_values(scenario, layer) * TRAFFIC[part])
+    if scenario.workload.trains and layer.attention:
+        rows = both(rows, _elementwise(scenario, tokens, _head_values(layer.attention) / tp))
+    return both(around, rows)._replace(family=family)
 
 
-def _row_values(scenario: Scenario) -> float:
-    """Values per token that a layer's two norms and residual sums move: a norm reads and writes a row, a sum
-    reads one more and writes one. Serving engines keep the sum inside the norm's kernel."""
-    return (8.0 if scenario.workload.trains else 4.0) * scenario.model.hidden
+def _row_values(scenario: Scenario, layer: Layer) -> float:
+    """Values per token that a layer's norms and residual sums move, one of each for a block: a norm reads and writes
+    a row, a sum reads one more and writes one. Serving engines keep the sum inside the norm's kernel."""
+    return (4.0 if scenario.workload.trains else 2.0) * layer.blocks * scenario.model.hidden
 
 
-def _head_values(layer: Layer) -> float:
+def _head_values(a: Attention) -> float:
     """Values per token that rotary positions, norms of queries and keys, and mla's assembly of heads move in
     training. mla writes each head's key from its two parts and copies the values out of their projection."""
-    a = layer.attention
     if a.kind == "mla":
         rotated = 2.0 * a.heads * a.rope_head_dim
         return rotated + a.heads * (2.0 * a.nope_head_dim + a.rope_head_dim + 2.0 * a.v_head_dim)
@@ -78,16 +84,16 @@ def _head_values(layer: Layer) -> float:
 
 def _on_gpu(matrix: Projection, layer: Layer, tp: int) -> Projection:
     """With fewer key-value heads than tensor-parallel ranks, each rank has a whole head: 1/tp of more outputs."""
-    heads = layer.attention.kv_heads
+    heads = layer.attention.kv_heads if layer.attention else tp
     if matrix.name not in ("k", "v") or tp <= heads:
         return matrix
     return matrix._replace(outputs=matrix.outputs * tp // heads)
 
 
-def _core(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float) -> Price:
+def _core(scenario: Scenario, a: Attention, tp: int, cp: int, micro_batch: float) -> Price:
     """Scores and values. With context parallelism each rank holds two mirrored slices of the queries, so
     that all ranks attend equally many pairs: 1/cp of the whole core."""
-    a, work = layer.attention, scenario.workload
+    work = scenario.workload
     shape = AttentionShape(
         kind=a.kind,
         phase="decode" if work.kind == "decode" else "prefill",
@@ -180,8 +186,8 @@ def recompute_selective(scenario: Scenario, layer: Layer, tp: int, tokens: float
     """
     ffn, hidden = layer.ffn, scenario.model.hidden
     shared = getattr(ffn, "shared_width", 0)
-    routed = copies * ffn.width if layer.is_moe else tokens * ffn.width
-    values = tokens * (4.0 * hidden + 3.0 * shared) + 3.0 * routed
+    routed = (copies if layer.is_moe else tokens) * ffn.width if ffn else 0.0
+    values = tokens * (2.0 * layer.blocks * hidden + 3.0 * shared) + 3.0 * routed
     upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
     return both(_elementwise(scenario, 1.0, values), _gemms(scenario, upward, tokens * tp, tp, "forward"))
 
@@ -209,6 +215,7 @@ def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens
 def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float) -> Price:
     """Context parallelism: every rank sees all keys and values (all-gather of them over cp)."""
     a = layer.attention
+    assert a is not None
     mla = a.kind == "mla"
     values = a.heads * (a.head_dim + a.v_head_dim) if mla else a.cached_values
     whole = micro_batch * scenario.workload.queries * values / min(tp, a.heads if mla else a.kv_heads) * BF16_BYTES

@@ -94,10 +94,12 @@ def _shapes(layer: Layer, key: Key, before: Layer | None) -> list[LayerShape]:
     """The ways to order the pass: one, or with a shortcut one for each slot of the experts."""
     shape = LayerShape(
         moe=layer.is_moe,
+        mixer=layer.mixer,
+        ffn=layer.ffn is not None,
         chunks=key.chunks if layer.is_moe else 1,
         overlap=key.overlap,
         tp=key.tp > 1,
-        cp=key.cp > 1,
+        cp=key.cp > 1 and layer.attention is not None,
         ep=layer.is_moe and key.all_to_all != "none" and key.overlap != "tiles",
         etp=layer.is_moe and key.etp > 1 and key.splits and key.overlap != "tiles",
         shared=bool(getattr(layer.ffn, "shared_width", 0)),

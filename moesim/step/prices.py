@@ -1,6 +1,6 @@
 """Prices of the ops of a layer pass, by the keys of its program.
 
-fixed   attention, dense parts, router, collectives of TP, CP and ZeRO: alike for every way to exchange tokens
+fixed   attention or Mamba, dense parts, router, collectives of TP, CP and ZeRO: alike for every way to exchange tokens
 moved   the routed experts and their all-to-all
 """
 
@@ -55,9 +55,10 @@ def without_variant(key: Key) -> Key:
 
 @lru_cache(maxsize=16384)
 def _forward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
-    prices = _around(scenario, layer, key) | {"attention": _attention(scenario, layer, key, "forward")}
+    prices = _around(scenario, layer, key) | {layer.mixer: _mixer(scenario, layer, key, "forward")}
     if not layer.is_moe:
-        return prices | {"ffn": _feed_forward(scenario, layer, "dense", key, "forward"), "nothing": NOTHING}
+        dense = {"ffn": _feed_forward(scenario, layer, "dense", key, "forward")} if layer.ffn else {}
+        return prices | dense | {"nothing": NOTHING}
     own, dispatches = own_tokens(scenario, key), key.all_to_all != "none"
     prices |= {
         "route": _and_resized(scenario, layer, blocks.router(scenario, layer, own, dispatches, False), "descend", own),
@@ -73,11 +74,13 @@ def _forward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
 
 def _backward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     prices: Prices = {
-        "attention grad": _attention(scenario, layer, key, "data"),
-        "attention weight grad": _attention(scenario, layer, key, "weights"),
+        f"{layer.mixer} grad": _mixer(scenario, layer, key, "data"),
+        f"{layer.mixer} weight grad": _mixer(scenario, layer, key, "weights"),
     }
     parts = [("shared", "shared")] if getattr(layer.ffn, "shared_width", 0) else []
-    for name, part in parts if layer.is_moe else [("ffn", "dense")]:
+    if layer.ffn and not layer.is_moe:
+        parts = [("ffn", "dense")]
+    for name, part in parts:
         prices[f"{name} grad"] = _feed_forward(scenario, layer, part, key, "data")
         prices[f"{name} weight grad"] = _feed_forward(scenario, layer, part, key, "weights")
     if layer.is_moe:
@@ -111,8 +114,8 @@ def _halves(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Price
     }
 
 
-def _attention(scenario: Scenario, layer: Layer, key: Key, part: Part) -> Price:
-    return blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part)
+def _mixer(scenario: Scenario, layer: Layer, key: Key, part: Part) -> Price:
+    return blocks.mixer_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part)
 
 
 def own_tokens(scenario: Scenario, key: Key) -> float:
@@ -129,7 +132,7 @@ def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
         prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
         if key.splits:
             prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
-    if key.cp > 1:
+    if key.cp > 1 and layer.attention:
         exchange = blocks.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
         prices |= {"kv exchange": exchange, "kv exchange grad": scaled(exchange, 2.0)}
     return prices | _sharded(scenario, layer, key)
