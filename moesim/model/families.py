@@ -17,6 +17,7 @@ class Family(NamedTuple):
     shared_gate: bool = False
     score_correction: bool | None = None
     norm_bias: bool = False
+    hybrid: bool = False  # a pattern says which block each layer is
     unused: tuple[str, ...] = ()  # keys that its code never reads
 
 
@@ -33,6 +34,7 @@ FAMILIES: Final = {
     "mixtral": Family(),
     "nemotron_h": Family(
         score_correction=True,
+        hybrid=True,
         unused=("rescale_prenorm_residual", "use_mamba_kernels", "moe_shared_expert_overlap", "num_logits_to_keep"),
     ),
     "olmoe": Family(qk_norm="full"),

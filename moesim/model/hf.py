@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from moesim.errors import MoesimError, choice
 from moesim.model.config import Config, read_config
 from moesim.model.families import FAMILIES, Family
-from moesim.model.hybrid import PATTERN, hybrid_layers
+from moesim.model.hybrid import hybrid_layers
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Model
 from moesim.model.presets import MODELS
 
@@ -70,7 +70,7 @@ def _name(path: Path) -> str:
 
 
 def _layers(config: Config, family: Family) -> tuple[Layer, ...]:
-    if config.has(PATTERN):
+    if family.hybrid:
         count = config.integer("n_routed_experts", default=0)
         config.ignore(*(() if count else _EXPERT_KEYS))
         return hybrid_layers(config, _gqa(config, family), _experts(config, family, count, None) if count else None)

@@ -4,12 +4,13 @@ Its feed-forward parts are a square of ReLU between two matrices: they have no g
 """
 
 import dataclasses
+from typing import Final
 
 from moesim.errors import MoesimError
 from moesim.model.config import Config
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Mamba
 
-PATTERN = "hybrid_override_pattern"
+PATTERN: Final = "hybrid_override_pattern"
 
 
 def hybrid_layers(config: Config, attention: Attention, experts: Experts | None) -> tuple[Layer, ...]:
