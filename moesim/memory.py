@@ -27,10 +27,11 @@ from moesim.model import (
     layer_parameters,
     projections,
     row_width,
+    shared_parameters,
     stored_tokens,
 )
 from moesim.schedule import SCHEDULES, Pipe, in_flight
-from moesim.stages import part_layers, parts_on_stages
+from moesim.stages import part_layers, parts_on_stages, stored_again
 from moesim.strategy import Strategy
 from moesim.units import GIB
 from moesim.workload import Workload
@@ -159,7 +160,11 @@ def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, schedule: s
     dense, expert = each.T @ counts
     dense = dense + _ends(model, pp * virtual, pp) / tp
     dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
-    return Held(holds @ dense, holds @ expert)
+    dense, expert = holds @ dense, holds @ expert
+    for layer, times in stored_again(model, pp, schedule, virtual).items():
+        again = times * np.array(layer_on_gpu(model, layer, tp, ep, etp, shared=True))[:, None]
+        dense, expert = dense - again[0], expert - again[1]
+    return Held(dense, expert)
 
 
 def ends_by_stage(model: Model, pp: int, schedule: str = "1f1b", virtual: int = 1) -> FloatArray:
@@ -176,9 +181,10 @@ def _ends(model: Model, parts: int, pp: int) -> FloatArray:
 
 
 @lru_cache(maxsize=4096)
-def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held:
-    """Matrices divided where tensor parallelism divides them; norms, router and mla's down parts whole."""
-    counts = layer_parameters(model, layer)
+def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int, *, shared: bool = False) -> Held:
+    """Matrices divided where tensor parallelism divides them; norms, router and mla's down parts whole. ``shared``:
+    what the layers of a group store once."""
+    counts = (shared_parameters if shared else layer_parameters)(model, layer)
     split = sum(p.parameters for p in projections(model, layer) if p.shard != "none")
     whole = counts.total - counts.experts - split
     return Held(np.asarray(whole + split / tp), np.asarray(counts.experts / (ep * etp)))
@@ -245,7 +251,7 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     """Values per token that one layer keeps for its backward pass (2 bytes each).
 
     full recompute    the layer's input
-    attention         input, norm, queries, keys, values, output of the core
+    attention         input, norm, queries, keys, values, output of the core; of its experts as below
     feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
                       which each of the etp ranks holds for all of them
     selective drops   norms, activations and expert outputs: cheap to recompute; of mla also what is projected up from
@@ -262,7 +268,8 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
     if a.kind == "mla" and not every:
         core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
-    attention = hidden + norm + core + output
+    copies = a.top_k * (a.experts > 1) * (input_share * hidden + every * hidden)
+    attention = hidden + norm + core + output + copies
     if not isinstance(ffn, Experts):
         return attention + hidden + norm + _ffn_values(ffn.width, ffn.gated, every * input_share)
     row = row_width(model, layer)

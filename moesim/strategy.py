@@ -123,7 +123,7 @@ def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
         "ep": (strategy.ep, strategy.etp),
         "expert_dp": (strategy.expert_dp, strategy.ep * strategy.etp),
     }
-    found = {name: _group(size, stride, cluster) for name, (size, stride) in strides.items()}
+    found = {name: spaced(size, stride, cluster) for name, (size, stride) in strides.items()}
     copies = SCHEDULES[strategy.schedule].copies
     return found | {name: _on_stages(found[name], copies, cluster) for name in ("dp", "expert_dp") if copies > 1}
 
@@ -133,7 +133,7 @@ def _on_stages(group: Group, stages: int, cluster: Cluster) -> Group:
     return Group(size=group.size * stages, per_node=group.per_node * (stages if cluster.nodes == 1 else 1))
 
 
-def _group(size: int, stride: int, cluster: Cluster) -> Group:
+def spaced(size: int, stride: int, cluster: Cluster) -> Group:
     """Nodes are cut where ranks divide: six GPUs in a row touch two nodes of eight in pairs."""
     if cluster.nodes == 1:
         return Group(size=size, per_node=size)
@@ -148,10 +148,8 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
         (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
         (strategy.parts > len(model.layers), "more pipeline stages than layers"),
         (workload.sequences % strategy.dp, "dp does not divide the sequences of the batch"),
-        (
-            workload.sequences // strategy.dp % strategy.micro_batch,
-            "micro_batch does not divide the sequences of a data-parallel rank",
-        ),
+        (workload.sequences // strategy.dp % strategy.micro_batch,
+         "micro_batch does not divide the sequences of a data-parallel rank"),
         (not workload.trains and strategy.zero > 1, "ZeRO beyond stage 1 shards training state only"),
         (not workload.trains and strategy.recompute != "none", "recompute applies to training only"),
         (not workload.trains and strategy.virtual > 1, "virtual stages apply to training only"),
@@ -191,9 +189,11 @@ def _why_not_overlap(model: Model, workload: Workload, strategy: Strategy) -> st
 def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
     if model.moe is None and strategy.ep * strategy.etp > 1:
         return "the model has no experts to spread"
+    if model.weight_groups and (strategy.zero > 1 or SCHEDULES[strategy.schedule].copies > 1):
+        return "weights that layers share have a gradient after the last of them: not with ZeRO 2, 3 or dualpipe"
     for kind in model.layer_kinds():
         attention, ffn = kind.layer.attention, kind.layer.ffn
-        if attention.heads % strategy.tp:
+        if attention.heads // attention.top_k % strategy.tp:
             return "tp does not divide the attention heads"
         if isinstance(ffn, Experts):
             if ffn.experts % strategy.ep:

@@ -2,6 +2,7 @@
 
 layers    Attention, DenseFfn, Experts, Layer, Model
 weights   projections and parameter counts
+sharing   groups of layers that store their weights once
 pairs     dense and MoE layers that take turns
 work      attended pairs, FLOPs, KV bytes
 presets   MODELS
@@ -12,6 +13,7 @@ from moesim.model.hf import load_model
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Model, Published
 from moesim.model.pairs import dense_before, in_pairs
 from moesim.model.presets import MODELS
+from moesim.model.sharing import groups_among, repeats
 from moesim.model.weights import (
     LayerParameters,
     Projection,
@@ -27,6 +29,7 @@ from moesim.model.weights import (
     parameters,
     projections,
     row_width,
+    shared_parameters,
 )
 from moesim.model.work import (
     TRAINING_PASSES,
@@ -66,6 +69,7 @@ __all__ = [
     "expert_projections",
     "flops_per_token",
     "forward_flops",
+    "groups_among",
     "head_parameters",
     "in_pairs",
     "kv_bytes",
@@ -76,7 +80,9 @@ __all__ = [
     "mtp_parameters",
     "parameters",
     "projections",
+    "repeats",
     "row_width",
+    "shared_parameters",
     "stored_tokens",
     "training_flops",
 ]

@@ -54,6 +54,8 @@ def attention_block(
         core = scaled(core, CORE_BACKWARD, basis=ESTIMATED, error=BACKWARD_ERROR)
     own = tokens / tp if splits else tokens
     rows = _elementwise(scenario, own, _row_values(scenario) * TRAFFIC[part])
+    if layer.attention.experts > 1:
+        rows = both(rows, _choosing(scenario, layer, tokens, tp, part))
     if scenario.workload.trains:
         rows = both(rows, _elementwise(scenario, tokens, _head_values(layer) / tp))
     return both(both(around, core), rows)._replace(family="attention")
@@ -74,6 +76,16 @@ def _head_values(layer: Layer) -> float:
         return rotated + a.heads * (2.0 * a.nope_head_dim + a.rope_head_dim + 2.0 * a.v_head_dim)
     passes = 2.0 if a.qk_norm == "none" else 4.0
     return passes * (a.heads + a.kv_heads) * a.head_dim
+
+
+def _choosing(scenario: Scenario, layer: Layer, tokens: float, tp: int, part: Part) -> Price:
+    """Mixture of attention heads: router and top-k; a token's row to its experts and their sum back; queries into the
+    order of tokens for the core and its output out of it (``map`` and ``reduce`` of JetMoE's code). A gradient goes the
+    same ways. Every rank has all experts: none of it crosses a link."""
+    a, hidden = layer.attention, scenario.model.hidden
+    gate = TRAFFIC[part] * (hidden + 2.0 * a.experts) + 4.0 * a.experts
+    copies = 2.0 * (1.0 + a.top_k) * hidden + 2.0 * a.heads * (a.head_dim + a.v_head_dim) / tp
+    return _elementwise(scenario, tokens, gate + copies)
 
 
 def _on_gpu(matrix: Projection, layer: Layer, tp: int) -> Projection:
@@ -222,22 +234,30 @@ def _rows(scenario: Scenario, tokens: float) -> float:
 def _gemms(
     scenario: Scenario, matrices: Iterable[Projection], tokens: float, tp: int, part: Part, dtype: str = ""
 ) -> Price:
-    """One GEMM for each run of projections that share their input (q, k, v; gate, up)."""
+    """One GEMM for each run of projections that share their input (q, k, v; gate, up).
+
+    Those of attention's experts are one grouped GEMM. A group of E [m, k] x [k, n] is priced as one [m, k] x [k, E n]:
+    as many FLOPs, weights, results and tiles; the load is taken as even, which costs nothing where a rank has them all.
+    """
     total = NOTHING
-    for (inputs, shard), run in groupby(matrices, key=lambda p: (p.inputs, p.shard)):
+    for (inputs, shard, experts, top_k), run in groupby(
+        matrices, key=lambda p: (p.inputs, p.shard, p.experts, p.top_k)
+    ):
         outputs = sum(p.outputs for p in run)
         k = inputs / (tp if shard == "in" else 1)
         n = outputs / (tp if shard == "out" else 1)
-        total = both(total, _gemm(scenario, tokens, n, k, dtype or scenario.workload.dtype, part))
+        met = min(float(experts), max(1.0, tokens * top_k))
+        one = _gemm(scenario, tokens * top_k / met, n, k, dtype or scenario.workload.dtype, part, met)
+        total = both(total, one)
     return total
 
 
-def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part) -> Price:
+def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part, group: float = 1.0) -> Price:
     if part == "forward":
-        return under_load(scenario, price("dense", gemm(scenario.profile, m, n, k, dtype)))
-    shape = (m, k, n) if part == "data" else (k, n, m)
+        return under_load(scenario, price("dense", gemm(scenario.profile, m, n * group, k, dtype)))
+    shape = (m, k * group, n) if part == "data" else (k, n * group, m)
     one = under_load(scenario, price("dense", gemm(scenario.profile, *shape, dtype)))
-    one = both(one, accumulated(scenario, k * n)) if part == "weights" else one
+    one = both(one, accumulated(scenario, k * n * group)) if part == "weights" else one
     return scaled(one, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
 
 
