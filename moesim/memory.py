@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from moesim.compute import KEPT_MASKS, building_bytes
 from moesim.cost import FloatArray
 from moesim.model import (
     Experts,
@@ -76,6 +77,7 @@ class Keeping(NamedTuple):
     recompute: str
     imbalance: float
     input_share: float  # of ACTIVATION_BYTES, that an input of a GEMM takes
+    masked: float  # tokens whose slots a token's row of a dense einsum's masks has; 0: no masks
 
 
 class Held(NamedTuple):
@@ -101,10 +103,8 @@ def state_bytes(model: Model, strategy: Strategy) -> float:
     return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
 
 
-def _held(model: Model, strategy: Strategy) -> Held:
-    return held_by_stage(
-        model, strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.schedule, strategy.virtual
-    )
+def _held(model: Model, s: Strategy) -> Held:
+    return held_by_stage(model, s.tp, s.ep, s.etp, s.pp, s.schedule, s.virtual)
 
 
 def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
@@ -112,7 +112,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     held = _held(model, strategy)
     tokens = tokens_on_gpu(workload, strategy)
     share = FP8_INPUT if workload.dtype == "fp8_block" else 1.0
-    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share)
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share, tokens * (strategy.permute == "einsum"))
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
     values, last = _activation_values(model, strategy.schedule, pipe, keeping)
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
@@ -120,7 +120,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        FRAMEWORK_BYTES + _gathered_layer(model, strategy),
+        FRAMEWORK_BYTES + _gathered_layer(model, strategy) + building_bytes(model, tokens * keeping.masked * imbalance),
     )
 
 
@@ -129,16 +129,17 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     ends = ends_by_stage(model, strategy.pp) / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    keeping = Keeping(strategy.etp, "none", imbalance, 1.0)
+    tokens = tokens_on_gpu(workload, strategy)
+    keeping = Keeping(strategy.etp, "none", imbalance, 1.0, tokens * (strategy.permute == "einsum"))
     widest = max(_kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
         0.0,
         0.0,
-        tokens_on_gpu(workload, strategy) * (widest + whole) * ACTIVATION_BYTES,
+        tokens * (widest + whole) * ACTIVATION_BYTES,
         _kv_cache(model, workload, strategy),
-        FRAMEWORK_BYTES,
+        FRAMEWORK_BYTES + building_bytes(model, tokens * keeping.masked * imbalance),
     )
 
 
@@ -182,8 +183,7 @@ def _ends(model: Model, parts: int, pp: int) -> FloatArray:
 
 @lru_cache(maxsize=4096)
 def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int, *, shared: bool = False) -> Held:
-    """Matrices divided where tensor parallelism divides them; norms, router and mla's down parts whole. ``shared``:
-    what the layers of a group store once."""
+    """Matrices divided over tp; norms, router, mla's down parts whole. ``shared``: what a group of layers stores once."""
     counts = (shared_parameters if shared else layer_parameters)(model, layer)
     split = sum(p.parameters for p in projections(model, layer) if p.shard != "none")
     whole = counts.total - counts.experts - split
@@ -268,14 +268,14 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
     if a.kind == "mla" and not every:
         core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
-    copies = a.top_k * (a.experts > 1) * (input_share * hidden + every * hidden)
-    attention = hidden + norm + core + output + copies
+    attention = hidden + norm + core + output + a.top_k * (a.experts > 1) * (input_share + every) * hidden
     if not isinstance(ffn, Experts):
         return attention + hidden + norm + _ffn_values(ffn.width, ffn.gated, every * input_share)
     row = row_width(model, layer)
     copy = keeping.etp * (input_share * row + every * row)
     copy += _ffn_values(ffn.width, ffn.gated, every * input_share) * (1.0 if every else input_share)
     shared = _ffn_values(ffn.shared_width, ffn.gated, every * input_share)
+    copy += KEPT_MASKS * keeping.masked
     return attention + hidden + norm + shared + ffn.top_k * copy * keeping.imbalance
 
 

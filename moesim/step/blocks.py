@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from moesim.cluster import Group
 from moesim.collectives import all_gather, all_reduce, reduce_scatter
-from moesim.compute import AttentionShape, attention, gemm, memory_bound
+from moesim.compute import AttentionShape, Einsum, attention, einsum_costs, gemm, memory_bound
 from moesim.cost import ESTIMATED
 from moesim.model import Layer, Projection, projections, row_width
 from moesim.profile import sustained_share
@@ -135,16 +135,14 @@ def feed_forward(
 
 
 @lru_cache(maxsize=8192)
-def router(scenario: Scenario, layer: Layer, tokens: float, permutes: bool, backward: bool) -> Price:
-    """Router GEMM, scores and top-k, all of which read more than they compute; with expert parallelism also
-    the copy into send order."""
+def router(scenario: Scenario, layer: Layer, tokens: float, backward: bool) -> Price:
+    """Router GEMM, scores and top-k, all of which read more than they compute."""
     experts = getattr(layer.ffn, "experts", 0)
     passes = 2 if backward else 1
-    gate = both(
+    return both(
         _elementwise(scenario, tokens, passes * (scenario.model.hidden + 2.0 * experts)),
         _elementwise(scenario, tokens, 4.0 * experts),
     )._replace(family="gate")
-    return both(gate, permute(scenario, layer, tokens)) if permutes else gate
 
 
 @lru_cache(maxsize=8192)
@@ -152,6 +150,15 @@ def permute(scenario: Scenario, layer: Layer, tokens: float) -> Price:
     """Copy tokens into or out of send order: one row on one side, top_k rows on the other."""
     rows = 1.0 + getattr(layer.ffn, "top_k", 0)
     return _elementwise(scenario, tokens, rows * row_width(scenario.model, layer))._replace(family="gate")
+
+
+@lru_cache(maxsize=4096)
+def in_einsums(scenario: Scenario, layer: Layer, tokens: float, slots: float, way: str, backward: bool) -> Price:
+    """The same by dense einsums over a mask of ``tokens`` x ``slots``."""
+    sizes = Einsum(tokens, slots, row_width(scenario.model, layer), getattr(layer.ffn, "top_k", 0))
+    gemms, moves = einsum_costs(scenario.profile, sizes, way, backward=backward)
+    one = both(under_load(scenario, price("gate", *gemms)), price("gate", *moves))
+    return scaled(one, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR) if backward else one
 
 
 @lru_cache(maxsize=8192)
