@@ -183,7 +183,7 @@ def _ends(model: Model, parts: int, pp: int) -> FloatArray:
 
 @lru_cache(maxsize=4096)
 def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int, *, shared: bool = False) -> Held:
-    """Matrices divided over tp; norms, router, mla's down parts whole. ``shared``: what a group of layers stores once."""
+    """Matrices divided over tp; norms, router, mla's down parts whole. ``shared``: what a group stores once."""
     counts = (shared_parameters if shared else layer_parameters)(model, layer)
     split = sum(p.parameters for p in projections(model, layer) if p.shard != "none")
     whole = counts.total - counts.experts - split
