@@ -118,6 +118,17 @@ def test_attention_experts_are_a_grouped_gemm_of_as_many_flops_and_more_weights(
     assert seconds(model, "decode", batch=8) > seconds(plain(model), "decode", batch=8)
 
 
+def test_jetmoes_pipeline_without_expert_parallelism_beats_experts_spread_over_a_node():
+    """arXiv:2404.07413 section 3: pipeline instead of expert parallelism, on 12 x 8 H100."""
+    found = {}
+    for text in ("pp=3", "ep=8"):
+        cluster = load_cluster("dgx-h100", 12)
+        work = make_workload("train", 96, global_batch=1152)
+        given_ = make_scenario(MODELS["jetmoe-8b"], cluster, work, parse_routing("lognormal:0.5"))
+        found[text] = play(given_, load_strategy(f"{text} micro_batch=2", 96), events=False).step_s
+    assert found["pp=3"] < 0.8 * found["ep=8"]
+
+
 @pytest.mark.parametrize("wrong", [{"experts": 2, "top_k": 3}, {"experts": 8, "top_k": 5}, {"top_k": 0}])
 def test_impossible_attention_experts_are_refused(wrong):
     with pytest.raises(MoesimError, match="attention"):
