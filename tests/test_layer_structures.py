@@ -119,7 +119,7 @@ def test_attention_experts_are_a_grouped_gemm_of_as_many_flops_and_more_weights(
 
 
 def test_jetmoes_pipeline_without_expert_parallelism_beats_experts_spread_over_a_node():
-    """arXiv:2404.07413 section 3: pipeline instead of expert parallelism, on 12 x 8 H100."""
+    """arXiv:2404.07413: pipeline instead of expert parallelism, on 12 x 8 H100."""
     found = {}
     for text in ("pp=3", "ep=8"):
         cluster = load_cluster("dgx-h100", 12)

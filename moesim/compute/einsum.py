@@ -4,14 +4,15 @@
     backward   the same two, and the gradient of the combine weights [T, M] x [M, E C]
     FLOPs      2 T (E C) M each: quadratic in T, because E C = capacity factor x k T; a permute moves k T M values
 
-(GShard, arXiv:2006.16668 section 3.2: GSM -> EGCM and back, T the tokens of a group; here a rank's are one group, as
+(GShard, arXiv:2006.16668: GSM -> EGCM and back, T the tokens of a group; here a rank's are one group, as
 in DeepSpeed and fairseq.) Masks and weights are made for each of k choices in fp32, summed, and read in bf16 by the
 einsums, tensor by tensor as in fairseq's ``top2gating`` and DeepSpeed's ``sharded_moe.py``:
 
     products of one-hot rows    4 k written     sums of them    12 (k - 1)     bool    4 + 1     casts    4 + 2, 1 + 2
     backward                    cast 2 + 4; each choice's gate reads 4
 
-The slots of an expert are rounded up to a multiple of four (V-MoE's code, arXiv:2106.05974).
+The slots of an expert are rounded up to a multiple of four (V-MoE's code, arXiv:2106.05974). What the expert kernel's
+table says includes a gather of its own (compute.COVERS), which stays in its price.
 """
 
 from typing import Final, NamedTuple

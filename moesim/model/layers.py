@@ -24,7 +24,7 @@ class Attention:
     position plus ``rope_head_dim``, and a token leaves kv_lora_rank + rope_head_dim values behind.
     A query sees itself and what precedes it: all of it, the last ``window`` tokens, or its own ``chunk``.
 
-    Mixture of attention heads (JetMoE, arXiv:2404.07413 section 2.2): every expert has queries and output of its own,
+    Mixture of attention heads (JetMoE, arXiv:2404.07413): every expert has queries and output of its own,
     keys and values are common to all, so the cache is that of ``kv_heads``; ``heads`` are those that a token uses.
     """
 

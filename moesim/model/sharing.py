@@ -32,7 +32,7 @@ def repeats(model: Model, layers: tuple[int, ...]) -> dict[Layer, int]:
 
 
 def shared_layers(config: Config, layers: int) -> tuple[int, tuple[int, ...]]:
-    """How often a config runs each layer, one time after the other (MobileLLM, arXiv:2402.14905 section 3.3), and the
+    """How often a config runs each layer, one time after the other (MobileLLM, arXiv:2402.14905), and the
     group of weights that each run belongs to; in ALBERT's form (arXiv:1909.11942) equal groups of neighbours."""
     times = config.integer("layer_sharing_repeats", default=2) if config.flag("layer_sharing", False) else 1
     config.ignore("layer_sharing_repeats")
