@@ -29,7 +29,7 @@ FAMILIES: Final = {
     "deepseek_v3": Family(),
     "glm4_moe": Family(output_bias=False, score_correction=True),
     "gpt_oss": Family(sinks=True, expert_bias=True, unused=("initial_context_length",)),
-    "jetmoe": Family(attention_experts=True, tied=True, unused=("num_attention_heads", "bias")),
+    "jetmoe": Family(attention_experts=True, tied=True, unused=("num_attention_heads",)),
     "kimi_k2": Family(),
     "llama": Family(),
     "llama4_text": Family(qk_norm="none"),  # its norm on queries and keys has no weights
