@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from moesim.compute import KEPT_MASKS, building_bytes
 from moesim.cost import FloatArray
 from moesim.model import (
     Experts,
@@ -27,9 +28,10 @@ from moesim.model import (
     layer_parameters,
     projections,
     row_width,
+    shared_parameters,
 )
 from moesim.schedule import SCHEDULES, Pipe, in_flight
-from moesim.stages import part_layers, parts_on_stages
+from moesim.stages import part_layers, parts_on_stages, stored_again
 from moesim.strategy import Strategy
 from moesim.units import GIB
 from moesim.workload import Workload
@@ -74,6 +76,7 @@ class Keeping(NamedTuple):
     recompute: str
     imbalance: float
     input_share: float  # of ACTIVATION_BYTES, that an input of a GEMM takes
+    masked: float  # tokens whose slots a token's row of a dense einsum's masks has; 0: no masks
 
 
 class Held(NamedTuple):
@@ -99,10 +102,8 @@ def state_bytes(model: Model, strategy: Strategy) -> float:
     return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
 
 
-def _held(model: Model, strategy: Strategy) -> Held:
-    return held_by_stage(
-        model, strategy.tp, strategy.ep, strategy.etp, strategy.pp, strategy.schedule, strategy.virtual
-    )
+def _held(model: Model, s: Strategy) -> Held:
+    return held_by_stage(model, s.tp, s.ep, s.etp, s.pp, s.schedule, s.virtual)
 
 
 def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: float) -> tuple[FloatArray | float, ...]:
@@ -110,7 +111,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     held = _held(model, strategy)
     tokens = tokens_on_gpu(workload, strategy)
     share = FP8_INPUT if workload.dtype == "fp8_block" else 1.0
-    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share)
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share, tokens * (strategy.permute == "einsum"))
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
     values, last = _activation_values(model, strategy.schedule, pipe, keeping)
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
@@ -118,7 +119,7 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        FRAMEWORK_BYTES + _gathered_layer(model, strategy),
+        FRAMEWORK_BYTES + _gathered_layer(model, strategy) + building_bytes(model, tokens * keeping.masked * imbalance),
     )
 
 
@@ -127,16 +128,17 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     held = held_by_stage(model, strategy.tp, strategy.ep, strategy.etp, strategy.pp)
     ends = ends_by_stage(model, strategy.pp) / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    keeping = Keeping(strategy.etp, "none", imbalance, 1.0)
+    tokens = tokens_on_gpu(workload, strategy)
+    keeping = Keeping(strategy.etp, "none", imbalance, 1.0, tokens * (strategy.permute == "einsum"))
     widest = max(_kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
         0.0,
         0.0,
-        tokens_on_gpu(workload, strategy) * (widest + whole) * ACTIVATION_BYTES,
+        tokens * (widest + whole) * ACTIVATION_BYTES,
         _kv_cache(model, workload, strategy),
-        FRAMEWORK_BYTES,
+        FRAMEWORK_BYTES + building_bytes(model, tokens * keeping.masked * imbalance),
     )
 
 
@@ -158,7 +160,11 @@ def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, schedule: s
     dense, expert = each.T @ counts
     dense = dense + _ends(model, pp * virtual, pp) / tp
     dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
-    return Held(holds @ dense, holds @ expert)
+    dense, expert = holds @ dense, holds @ expert
+    for layer, times in stored_again(model, pp, schedule, virtual).items():
+        again = times * np.array(layer_on_gpu(model, layer, tp, ep, etp, shared=True))[:, None]
+        dense, expert = dense - again[0], expert - again[1]
+    return Held(dense, expert)
 
 
 def ends_by_stage(model: Model, pp: int, schedule: str = "1f1b", virtual: int = 1) -> FloatArray:
@@ -175,9 +181,9 @@ def _ends(model: Model, parts: int, pp: int) -> FloatArray:
 
 
 @lru_cache(maxsize=4096)
-def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held:
-    """Matrices divided where tensor parallelism divides them; norms, router and mla's down parts whole."""
-    counts = layer_parameters(model, layer)
+def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int, *, shared: bool = False) -> Held:
+    """Matrices divided over tp; norms, router, mla's down parts whole. ``shared``: what a group stores once."""
+    counts = (shared_parameters if shared else layer_parameters)(model, layer)
     split = sum(p.parameters for p in projections(model, layer) if p.shard != "none")
     whole = counts.total - counts.experts - split
     return Held(np.asarray(whole + split / tp), np.asarray(counts.experts / (ep * etp)))
@@ -244,7 +250,7 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     """Values per token that one layer keeps for its backward pass (2 bytes each).
 
     full recompute    the layer's input
-    attention         input, norm, queries, keys, values, output of the core
+    attention         input, norm, queries, keys, values, output of the core; of its experts as below
     mamba             input, norm, what is projected, outputs of scan and gated norm (mamba_ssm ssd_combined.py)
     feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
                       which each of the etp ranks holds for all of them
@@ -258,7 +264,7 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     if keeping.recompute == "full":
         return float(hidden)
     every, input_share = keeping.recompute == "none", keeping.input_share
-    around = layer.blocks * hidden * (1.0 + every * input_share) + _mixer_values(layer, every, input_share)
+    around = layer.blocks * hidden * (1.0 + every * input_share) + _mixer_values(layer, hidden, every, input_share)
     if ffn is None:
         return around
     if not isinstance(ffn, Experts):
@@ -267,10 +273,11 @@ def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
     copy = keeping.etp * (input_share * row + every * row)
     copy += _ffn_values(ffn.width, ffn.gated, every * input_share) * (1.0 if every else input_share)
     shared = _ffn_values(ffn.shared_width, ffn.gated, every * input_share)
+    copy += KEPT_MASKS * keeping.masked
     return around + shared + ffn.top_k * copy * keeping.imbalance
 
 
-def _mixer_values(layer: Layer, every: bool, input_share: float) -> float:
+def _mixer_values(layer: Layer, hidden: int, every: bool, input_share: float) -> float:
     """Of them, what attention or Mamba keeps between its norm and the next one."""
     a, m = layer.attention, layer.mamba
     if not a:
@@ -278,7 +285,8 @@ def _mixer_values(layer: Layer, every: bool, input_share: float) -> float:
     core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
     if a.kind == "mla" and not every:
         core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
-    return core + input_share * a.heads * a.v_head_dim
+    copies = a.top_k * (a.experts > 1) * (input_share + every) * hidden
+    return core + input_share * a.heads * a.v_head_dim + copies
 
 
 def _ffn_values(width: int, gated: bool, activation: float) -> float:

@@ -6,6 +6,7 @@ expert           an expert layer, from the tokens of each local expert
 expert_parts     its closed form and the family fitted to a table
 expert_curve     one shape of it as a table
 gemm             a dense GEMM
+einsum           dense einsums that put tokens in send order
 attention        the attention core, prefill and decode, GQA and MLA
 attention_shape  one attention call: pairs, bytes
 kernel           one of moesim's own kernels by name, where this GPU was calibrated
@@ -18,6 +19,7 @@ common           dtypes, sources, refusal, band
 from moesim.compute.attention import attention
 from moesim.compute.attention_shape import AttentionShape, attended_pairs
 from moesim.compute.common import DTYPES, LAUNCH_GAP_S, joined, peak_flops
+from moesim.compute.einsum import KEPT_MASKS, SLOT_MULTIPLE, Einsum, building_bytes, einsum_costs, einsum_flops
 from moesim.compute.expert import COVERS, expert_ffn
 from moesim.compute.gemm import gemm
 from moesim.compute.kernel import gradient, kernel
@@ -26,7 +28,7 @@ from moesim.compute.memory_bound import memory_bound
 from moesim.compute.scan import scan
 
 __all__ = [
-    "COVERS", "DTYPES", "LAUNCH_GAP_S", "AttentionShape", "attended_pairs", "attention", "balanced_load",
-    "expert_ffn", "gemm", "gradient", "joined", "kernel", "memory_bound", "peak_flops", "power_law_load",
-    "power_law_loads", "scan",
+    "COVERS", "DTYPES", "KEPT_MASKS", "LAUNCH_GAP_S", "SLOT_MULTIPLE", "AttentionShape", "Einsum", "attended_pairs",
+    "attention", "balanced_load", "building_bytes", "einsum_costs", "einsum_flops", "expert_ffn", "gemm", "gradient",
+    "joined", "kernel", "memory_bound", "peak_flops", "power_law_load", "power_law_loads", "scan",
 ]  # fmt: skip

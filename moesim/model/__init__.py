@@ -2,6 +2,7 @@
 
 layers    Attention, Mamba, DenseFfn, Experts, Layer, Model
 weights   projections and parameter counts
+sharing   groups of layers that store their weights once
 splits    how far layers divide over GPUs
 pairs     dense and MoE layers that take turns
 work      attended pairs, FLOPs, cached bytes
@@ -13,6 +14,7 @@ from moesim.model.hf import load_model
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Mamba, Model, Published
 from moesim.model.pairs import dense_before, in_pairs
 from moesim.model.presets import MODELS
+from moesim.model.sharing import groups_among, repeats
 from moesim.model.splits import indivisible
 from moesim.model.weights import (
     LayerParameters,
@@ -29,6 +31,7 @@ from moesim.model.weights import (
     parameters,
     projections,
     row_width,
+    shared_parameters,
 )
 from moesim.model.work import (
     TRAINING_PASSES,
@@ -74,6 +77,7 @@ __all__ = [
     "expert_projections",
     "flops_per_token",
     "forward_flops",
+    "groups_among",
     "head_parameters",
     "in_pairs",
     "indivisible",
@@ -85,8 +89,10 @@ __all__ = [
     "mtp_parameters",
     "parameters",
     "projections",
+    "repeats",
     "row_width",
     "scan_flops",
+    "shared_parameters",
     "stored_tokens",
     "training_flops",
 ]

@@ -17,6 +17,7 @@ from moesim.model.families import FAMILIES, Family
 from moesim.model.hybrid import hybrid_layers
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Model
 from moesim.model.presets import MODELS
+from moesim.model.sharing import shared_layers
 
 _EXPERT_KEYS: Final = (  # of no consequence where no layer has experts
     *("moe_intermediate_size", "num_experts_per_tok", "experts_per_token", "n_group", "topk_group"),
@@ -41,16 +42,22 @@ def model_from_config(config: Config, name: str) -> Model:
     family = FAMILIES.get(model_type, Family())
     known = model_type in FAMILIES
     config.ignore(*family.unused)
-    if config.text("hidden_act", "silu") not in ("silu", "swish", "swiglu"):
-        raise config.wrong("hidden_act", "moesim reads gated feed-forward parts with silu")
+    for key in ("hidden_act", "activation_function"):
+        if config.text(key, "silu") not in ("silu", "swish", "swiglu"):
+            raise config.wrong(key, "moesim reads gated feed-forward parts with silu")
+    if not config.flag("glu", True):
+        raise config.wrong("glu", "moesim reads gated feed-forward parts with silu")
     dtype, expert_dtype = _dtypes(config)
     layers = _layers(config, family)
+    times, groups = shared_layers(config, len(layers))
+    tied = config.flag("tie_word_embeddings", *((family.tied,) if known else ()))
     model = Model(
         name=name,
         hidden=config.integer("hidden_size"),
         vocab=config.integer("vocab_size"),
-        layers=layers,
-        tied_embeddings=config.flag("tie_word_embeddings", *((False,) if known else ())),
+        layers=tuple(layer for layer in layers for _ in range(times)),
+        weight_groups=groups,
+        tied_embeddings=config.flag("share_embedding", False) or tied,
         norm_bias=family.norm_bias,
         head_bias=config.flag("lm_head_bias", False),
         mtp_layers=config.integer("num_nextn_predict_layers", default=0),
@@ -81,7 +88,7 @@ def _layers(config: Config, family: Family) -> tuple[Layer, ...]:
 
 def _attentions(config: Config, family: Family) -> list[Attention]:
     """One per layer: a common shape, with the window or chunk of each."""
-    layers = config.integer("num_hidden_layers")
+    layers = config.integer("num_hidden_layers", "num_layers")
     if layers < 1:
         raise config.wrong("num_hidden_layers", "give 1 or more")
     shape = (_mla if config.has("kv_lora_rank") else _gqa)(config, family)
@@ -95,8 +102,10 @@ def _attentions(config: Config, family: Family) -> list[Attention]:
 
 
 def _gqa(config: Config, family: Family) -> Attention:
-    heads = config.integer("num_attention_heads")
-    head_dim = config.integer("head_dim", default=None)
+    experts, top_k = _chosen(config) if family.attention_experts else (1, 1)
+    kv_heads = config.integer("num_key_value_heads", default=None)
+    heads = top_k * kv_heads if family.attention_experts and kv_heads else config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", "kv_channels", default=None)
     if head_dim is None:
         hidden = config.integer("hidden_size")
         if heads < 1 or hidden % heads:
@@ -105,14 +114,22 @@ def _gqa(config: Config, family: Family) -> Attention:
     bias = config.flag("attention_bias", False)
     return Attention(
         heads=heads,
-        kv_heads=config.integer("num_key_value_heads", default=heads),
+        kv_heads=heads if kv_heads is None else kv_heads,
         head_dim=head_dim,
         v_head_dim=config.integer("v_head_dim", default=head_dim),
         qkv_bias=_said(family.qkv_bias, config.flag("qkv_bias", bias)),
-        output_bias=_said(family.output_bias, bias),
+        output_bias=_said(family.output_bias, config.flag("bias", True) if family.attention_experts else bias),
         qk_norm=_qk_norm(config, family),
         sinks=family.sinks,
+        experts=experts,
+        top_k=top_k,
     )
+
+
+def _chosen(config: Config) -> tuple[int, int]:
+    """How many experts there are, and how many of them a token uses."""
+    count = config.integer("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", default=0)
+    return count, config.integer("num_experts_per_tok", "experts_per_token", "moe_top_k") if count else 1
 
 
 def _mla(config: Config, family: Family) -> Attention:
@@ -197,10 +214,10 @@ def _checked(config: Config, types: list[str]) -> list[str]:
 
 def _feed_forwards(config: Config, family: Family, layers: int) -> list[DenseFfn | Experts]:
     """One per layer: experts on the MoE layers, dense elsewhere."""
-    width = config.integer("intermediate_size", default=None)
+    width = config.integer("intermediate_size", "ffn_hidden_size", default=None)
     dense_width = config.integer("intermediate_size_mlp", default=width)
     bias = config.flag("mlp_bias", False)
-    count = config.integer("num_experts", "num_local_experts", "n_routed_experts", default=0)
+    count = _chosen(config)[0]
     sparse = [moe and count > 0 for moe in _moe_layers(config, layers)]
     dense = experts = None
     if not all(sparse):
@@ -230,9 +247,10 @@ def _experts(config: Config, family: Family, count: int, width: int | None) -> E
     corrected = routing_bias or config.values.get("topk_method") == "noaux_tc"
     return Experts(
         experts=count,
-        top_k=config.integer("num_experts_per_tok", "experts_per_token"),
+        top_k=_chosen(config)[1],
         width=expert_width,
         bias=family.expert_bias,
+        output_bias=family.attention_experts and config.flag("bias", True),
         shared_width=shared_width,
         shared_gate=family.shared_gate and shared_width > 0,
         router_bias=family.expert_bias,

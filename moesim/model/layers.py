@@ -25,6 +25,9 @@ class Attention:
     ``mla`` is DeepSeek's latent attention (arXiv:2405.04434 section 2.1): head_dim is the part without
     position plus ``rope_head_dim``, and a token leaves kv_lora_rank + rope_head_dim values behind.
     A query sees itself and what precedes it: all of it, the last ``window`` tokens, or its own ``chunk``.
+
+    Mixture of attention heads (JetMoE, arXiv:2404.07413): every expert has queries and output of its own,
+    keys and values are common to all, so the cache is that of ``kv_heads``; ``heads`` are those that a token uses.
     """
 
     kind: Literal["gqa", "mla"] = "gqa"
@@ -41,6 +44,8 @@ class Attention:
     output_bias: bool = False
     qk_norm: Literal["none", "head", "full"] = "none"  # weights per head_dim, or per whole projection
     sinks: bool = False  # one learned logit per head (gpt-oss)
+    experts: int = 1  # of heads / top_k query heads each, of which a token uses top_k
+    top_k: int = 1
 
     def __post_init__(self) -> None:
         _positive("attention", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
@@ -49,6 +54,12 @@ class Attention:
             raise MoesimError(
                 f"{self.heads} attention heads do not divide over {self.kv_heads} key-value heads: "
                 "make heads a multiple of kv_heads"
+            )
+        _positive("attention", experts=self.experts, top_k=self.top_k)
+        if self.top_k > self.experts or self.heads % self.top_k or (self.experts > 1 and self.kind == "mla"):
+            raise MoesimError(
+                f"attention ({self.kind}) has {self.heads} heads, top_k {self.top_k} of {self.experts} experts: "
+                "experts need gqa, and a top_k that divides heads and does not exceed them"
             )
         if self.window is not None and self.chunk is not None:
             raise MoesimError(f"attention has window {self.window} and chunk {self.chunk}: give one of them")
@@ -139,6 +150,7 @@ class Experts:
     width: int  # of one expert
     gated: bool = True
     bias: bool = False  # on the expert's matrices (gpt-oss)
+    output_bias: bool = False  # one on the sum of a token's experts (JetMoE)
     shared_width: int = 0  # of all shared experts together
     shared_gate: bool = False  # a learned scalar on the shared output (Qwen1.5/2-MoE)
     router_bias: bool = False  # on the router's matrix (gpt-oss)
@@ -228,6 +240,7 @@ class Model:
     tied_embeddings: bool = False
     norm_bias: bool = False
     head_bias: bool = False
+    weight_groups: tuple[int, ...] = ()  # of each layer: those of one group share weights (``sharing``); (): none do
     mtp_layers: int = 0  # multi-token-prediction modules beside the main model
     dtype: str = "bf16"  # of the checkpoint's matrices; 16- and 32-bit floats all count as bf16
     expert_dtype: str = "bf16"  # of its routed experts
@@ -238,6 +251,13 @@ class Model:
         _positive(f"model {self.name!r}", hidden=self.hidden, vocab=self.vocab, layers=len(self.layers))
         if self.mtp_layers < 0:
             raise MoesimError(f"model {self.name!r} has mtp_layers {self.mtp_layers}: give 0 or more")
+        if self.weight_groups and len(self.weight_groups) != len(self.layers):
+            raise MoesimError(
+                f"model {self.name!r} has {len(self.weight_groups)} weight_groups for {len(self.layers)} layers: "
+                "give one for each layer, or none"
+            )
+        if len(set(zip(self.weight_groups, self.layers, strict=False))) > len(set(self.weight_groups)):
+            raise MoesimError(f"model {self.name!r} shares weights between unlike layers: give those a group each")
         for dtype in (self.dtype, self.expert_dtype):
             if dtype not in DTYPES:
                 raise MoesimError(f"model {self.name!r} has dtype {dtype!r}: choose from {', '.join(DTYPES)}")

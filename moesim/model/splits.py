@@ -15,7 +15,7 @@ def indivisible(model: Model, tp: int, cp: int, ep: int, etp: int) -> str | None
 
 
 def _mixer(layer: Layer, tp: int, cp: int) -> str | None:
-    if layer.attention and layer.attention.heads % tp:
+    if layer.attention and layer.attention.heads // layer.attention.top_k % tp:
         return "tp does not divide the attention heads"
     if layer.mamba and (layer.mamba.heads % tp or layer.mamba.groups % tp):
         return "tp does not divide the heads and groups of Mamba"

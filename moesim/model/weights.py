@@ -7,13 +7,17 @@ expert_projections(model, layer)  one routed expert
 from typing import Literal, NamedTuple
 
 from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Mamba, Model
+from moesim.model.sharing import groups_among, repeats
 
 Shard = Literal["out", "in", "none"]
 Part = Literal["attention", "mamba", "dense", "shared", "router", "expert"]
 
 
 class Projection(NamedTuple):
-    """One weight matrix [inputs, outputs]; ``shard`` is the side that tensor parallelism splits."""
+    """One weight matrix [inputs, outputs]; ``shard`` is the side that tensor parallelism splits.
+
+    Or one matrix for each of ``experts``, of which a token meets ``top_k``; they have one bias together.
+    """
 
     name: str
     part: Part
@@ -21,10 +25,17 @@ class Projection(NamedTuple):
     outputs: int
     shard: Shard
     bias: bool = False
+    experts: int = 1
+    top_k: int = 1
 
     @property
     def parameters(self) -> int:
-        return self.inputs * self.outputs + (self.outputs if self.bias else 0)
+        return self.experts * self.inputs * self.outputs + (self.outputs if self.bias else 0)
+
+    @property
+    def met(self) -> int:
+        """Weights that one token is multiplied with."""
+        return self.top_k * self.inputs * self.outputs
 
 
 class LayerParameters(NamedTuple):
@@ -71,13 +82,15 @@ def attention_projections(attention: Attention, hidden: int) -> tuple[Projection
     """Queries, keys, values, output; tensor parallelism replicates the down projections of mla."""
     a = attention
     part: Part = "attention"
-    output = Projection("o", part, a.heads * a.v_head_dim, hidden, "in", a.output_bias)
+    heads, chosen = a.heads // a.top_k, (a.experts, a.top_k)
+    output = Projection("o", part, heads * a.v_head_dim, hidden, "in", a.output_bias, *chosen)
     if a.kind == "gqa":
         return (
-            Projection("q", part, hidden, a.heads * a.head_dim, "out", a.qkv_bias),
+            Projection("q", part, hidden, heads * a.head_dim, "out", a.qkv_bias, *chosen),
             Projection("k", part, hidden, a.kv_heads * a.head_dim, "out", a.qkv_bias),
             Projection("v", part, hidden, a.kv_heads * a.v_head_dim, "out", a.qkv_bias),
             output,
+            *([Projection("attention_router", "router", hidden, a.experts, "none")] if a.experts > 1 else []),
         )
     queries: tuple[Projection, ...] = (Projection("q", part, hidden, a.heads * a.head_dim, "out"),)
     if a.q_lora_rank is not None:
@@ -133,16 +146,23 @@ def layer_parameters(model: Model, layer: Layer) -> LayerParameters:
     if isinstance(layer.ffn, Experts):
         experts = layer.ffn.experts * expert_parameters(model, layer)
         of["router"] += layer.ffn.experts if layer.ffn.score_correction else 0
+        of["router"] += model.hidden if layer.ffn.output_bias else 0
     norms = layer.blocks * _norm(model) + _inner_norms(layer)
     return LayerParameters(**of, experts=experts, norms=norms)
+
+
+def shared_parameters(model: Model, layer: Layer) -> LayerParameters:
+    """What the layers of a group that shares weights store once."""
+    return layer_parameters(model, layer)._replace(router=0, norms=0)
 
 
 def active_layer_parameters(model: Model, layer: Layer) -> int:
     """Parameters of the layer that one token uses: all but the experts it is not routed to."""
     everything = layer_parameters(model, layer)
+    idle = sum((p.experts - p.top_k) * p.inputs * p.outputs for p in projections(model, layer))
     if not isinstance(layer.ffn, Experts):
-        return everything.total
-    return everything.total - everything.experts + layer.ffn.top_k * expert_parameters(model, layer)
+        return everything.total - idle
+    return everything.total - idle - everything.experts + layer.ffn.top_k * expert_parameters(model, layer)
 
 
 def embedding_parameters(model: Model) -> int:
@@ -159,6 +179,8 @@ def head_parameters(model: Model) -> int:
 def parameters(model: Model) -> int:
     """All parameters of the main model: the sum of the checkpoint's tensors (text part, without MTP)."""
     layers = sum(count * layer_parameters(model, layer).total for layer, count in model.layer_kinds())
+    again = repeats(model, tuple(range(len(model.layers))))
+    layers -= sum(count * shared_parameters(model, layer).total for layer, count in again.items())
     return layers + embedding_parameters(model) + head_parameters(model) + _norm(model)
 
 
@@ -166,9 +188,16 @@ def active_parameters(model: Model, *, embedding: bool) -> int:
     """Parameters that one token uses, the output head always among them.
 
     ``embedding`` says whether the input embedding counts too (of which a token reads one row). With
-    tied embeddings that matrix is the head as well: it counts once either way.
+    tied embeddings that matrix is the head as well: it counts once either way. Weights that layers share
+    count once; of their experts, a token's are different ones in every layer as far as there are any.
     """
     layers = sum(count * active_layer_parameters(model, layer) for layer, count in model.layer_kinds())
+    for layer, count in groups_among(model, tuple(range(len(model.layers)))).values():
+        own = layer_parameters(model, layer)
+        layers -= (count - 1) * (active_layer_parameters(model, layer) - own.router - own.norms)
+        if isinstance(layer.ffn, Experts):
+            used = min(layer.ffn.experts, count * layer.ffn.top_k)
+            layers += (used - layer.ffn.top_k) * expert_parameters(model, layer)
     head = embedding_parameters(model) + (model.vocab if model.head_bias else 0)
     looked_up = embedding_parameters(model) if embedding and not model.tied_embeddings else 0
     return layers + head + looked_up + _norm(model)

@@ -1,7 +1,7 @@
 """How much work a layer does: attended pairs, FLOPs (2 per multiply-add) and cached bytes.
 
     forward FLOPs of q tokens after p cached ones, per layer
-        = 2 q (weights of attention or mamba, dense or shared part, router, top_k experts)
+        = 2 q (weights of attention and its top_k experts or mamba, dense or shared part, router, top_k experts)
         + 2 heads (head_dim + v_head_dim) attended(q, p), or q times the products of mamba's scan
 
 Causal attention over what each query really sees: everything, its window, or its chunk. Biases, norms,
@@ -78,7 +78,7 @@ def kv_bytes(model: Model, tokens: float, dtype_bytes: float) -> float:
 
 def active_matrix_weights(model: Model, layer: Layer) -> int:
     """Weights that one token is multiplied with in this layer (no biases, no norms)."""
-    weights = sum(p.inputs * p.outputs for p in projections(model, layer))
+    weights = sum(p.met for p in projections(model, layer))
     if isinstance(layer.ffn, Experts):
         weights += layer.ffn.top_k * sum(p.inputs * p.outputs for p in expert_projections(model, layer))
     return weights

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from moesim.cluster import Group
 from moesim.collectives import all_gather, all_reduce, reduce_scatter
-from moesim.compute import AttentionShape, attention, gemm, memory_bound
+from moesim.compute import AttentionShape, Einsum, attention, einsum_costs, gemm, memory_bound
 from moesim.cost import ESTIMATED
 from moesim.model import Attention, Layer, Projection, projections, row_width
 from moesim.profile import sustained_share
@@ -61,6 +61,8 @@ def mixer_block(
         around = both(around, core)
     own = tokens / tp if splits else tokens
     rows = _elementwise(scenario, own, _row_values(scenario, layer) * TRAFFIC[part])
+    if layer.attention and layer.attention.experts > 1:
+        rows = both(rows, _choosing(scenario, layer.attention, tokens, tp, part))
     if scenario.workload.trains and layer.attention:
         rows = both(rows, _elementwise(scenario, tokens, _head_values(layer.attention) / tp))
     return both(around, rows)._replace(family=family)
@@ -80,6 +82,16 @@ def _head_values(a: Attention) -> float:
         return rotated + a.heads * (2.0 * a.nope_head_dim + a.rope_head_dim + 2.0 * a.v_head_dim)
     passes = 2.0 if a.qk_norm == "none" else 4.0
     return passes * (a.heads + a.kv_heads) * a.head_dim
+
+
+def _choosing(scenario: Scenario, a: Attention, tokens: float, tp: int, part: Part) -> Price:
+    """Mixture of attention heads: router and top-k; a token's row to its experts and their sum back; queries into the
+    order of tokens for the core and its output out of it (``map`` and ``reduce`` of JetMoE's code). A gradient goes the
+    same ways. Every rank has all experts: none of it crosses a link."""
+    hidden = scenario.model.hidden
+    gate = TRAFFIC[part] * (hidden + 2.0 * a.experts) + 4.0 * a.experts
+    copies = 2.0 * (1.0 + a.top_k) * hidden + 2.0 * a.heads * (a.head_dim + a.v_head_dim) / tp
+    return _elementwise(scenario, tokens, gate + copies)
 
 
 def _on_gpu(matrix: Projection, layer: Layer, tp: int) -> Projection:
@@ -129,16 +141,14 @@ def feed_forward(
 
 
 @lru_cache(maxsize=8192)
-def router(scenario: Scenario, layer: Layer, tokens: float, permutes: bool, backward: bool) -> Price:
-    """Router GEMM, scores and top-k, all of which read more than they compute; with expert parallelism also
-    the copy into send order."""
+def router(scenario: Scenario, layer: Layer, tokens: float, backward: bool) -> Price:
+    """Router GEMM, scores and top-k, all of which read more than they compute."""
     experts = getattr(layer.ffn, "experts", 0)
     passes = 2 if backward else 1
-    gate = both(
+    return both(
         _elementwise(scenario, tokens, passes * (scenario.model.hidden + 2.0 * experts)),
         _elementwise(scenario, tokens, 4.0 * experts),
     )._replace(family="gate")
-    return both(gate, permute(scenario, layer, tokens)) if permutes else gate
 
 
 @lru_cache(maxsize=8192)
@@ -146,6 +156,15 @@ def permute(scenario: Scenario, layer: Layer, tokens: float) -> Price:
     """Copy tokens into or out of send order: one row on one side, top_k rows on the other."""
     rows = 1.0 + getattr(layer.ffn, "top_k", 0)
     return _elementwise(scenario, tokens, rows * row_width(scenario.model, layer))._replace(family="gate")
+
+
+@lru_cache(maxsize=4096)
+def in_einsums(scenario: Scenario, layer: Layer, tokens: float, slots: float, way: str, backward: bool) -> Price:
+    """The same by dense einsums over a mask of ``tokens`` x ``slots``."""
+    sizes = Einsum(tokens, slots, row_width(scenario.model, layer), getattr(layer.ffn, "top_k", 0))
+    gemms, moves = einsum_costs(scenario.profile, sizes, way, backward=backward)
+    one = both(under_load(scenario, price("gate", *gemms)), price("gate", *moves))
+    return scaled(one, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR) if backward else one
 
 
 @lru_cache(maxsize=8192)
@@ -229,22 +248,30 @@ def _rows(scenario: Scenario, tokens: float) -> float:
 def _gemms(
     scenario: Scenario, matrices: Iterable[Projection], tokens: float, tp: int, part: Part, dtype: str = ""
 ) -> Price:
-    """One GEMM for each run of projections that share their input (q, k, v; gate, up)."""
+    """One GEMM for each run of projections that share their input (q, k, v; gate, up).
+
+    Those of attention's experts are one grouped GEMM. A group of E [m, k] x [k, n] is priced as one [m, k] x [k, E n]:
+    as many FLOPs, weights, results and tiles; the load is taken as even, which costs nothing where a rank has them all.
+    """
     total = NOTHING
-    for (inputs, shard), run in groupby(matrices, key=lambda p: (p.inputs, p.shard)):
+    for (inputs, shard, experts, top_k), run in groupby(
+        matrices, key=lambda p: (p.inputs, p.shard, p.experts, p.top_k)
+    ):
         outputs = sum(p.outputs for p in run)
         k = inputs / (tp if shard == "in" else 1)
         n = outputs / (tp if shard == "out" else 1)
-        total = both(total, _gemm(scenario, tokens, n, k, dtype or scenario.workload.dtype, part))
+        met = min(float(experts), max(1.0, tokens * top_k))
+        one = _gemm(scenario, tokens * top_k / met, n, k, dtype or scenario.workload.dtype, part, met)
+        total = both(total, one)
     return total
 
 
-def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part) -> Price:
+def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part, group: float = 1.0) -> Price:
     if part == "forward":
-        return under_load(scenario, price("dense", gemm(scenario.profile, m, n, k, dtype)))
-    shape = (m, k, n) if part == "data" else (k, n, m)
+        return under_load(scenario, price("dense", gemm(scenario.profile, m, n * group, k, dtype)))
+    shape = (m, k * group, n) if part == "data" else (k, n * group, m)
     one = under_load(scenario, price("dense", gemm(scenario.profile, *shape, dtype)))
-    one = both(one, accumulated(scenario, k * n)) if part == "weights" else one
+    one = both(one, accumulated(scenario, k * n * group)) if part == "weights" else one
     return scaled(one, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
 
 

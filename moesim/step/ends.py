@@ -6,12 +6,12 @@ from typing import Final, NamedTuple
 from moesim.cluster import Group
 from moesim.collectives import point_to_point
 from moesim.compute import memory_bound
-from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, ends_by_stage, held_by_stage
-from moesim.stages import layers_on_stages
+from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, ends_by_stage, held_by_stage, layer_on_gpu
+from moesim.stages import layers_on_stages, stored_elsewhere
 from moesim.step import blocks
 from moesim.step.price import NOTHING, Price, both, price
 from moesim.step.scenario import Scenario
-from moesim.strategy import Strategy, groups
+from moesim.strategy import Strategy, groups, spaced
 
 # Read gradient, master weight and two moments in fp32; write the last three and the bf16 weight.
 OPTIMIZER_TRAFFIC_BYTES: Final = 4 * 4.0 + 3 * 4.0 + 2.0
@@ -86,8 +86,24 @@ def _once_per_step(
         gather = _over_both(scenario, "all_gather", edge if zero == 3 else parts, TRAINING_WEIGHT_BYTES)
     op = "reduce_scatter" if zero else "all_reduce"
     reduce = _over_both(scenario, op, edge if zero >= 2 else parts, GRADIENT_BYTES)
+    if scenario.model.weight_groups:
+        reduce = both(reduce, _among_stages(scenario, layout, stage))
     kept = sum(n / (g.size if zero else 1) for g, n in parts)
     return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * OPTIMIZER_TRAFFIC_BYTES))
+
+
+def _among_stages(scenario: Scenario, layout: _Layout, stage: int) -> Price:
+    """Gradients of weights that layers on several stages share: all-reduced among these, whole, as Megatron-LM
+    does for tied embeddings (megatron/core/distributed/finalize_model_grads.py)."""
+    cluster, total = scenario.cluster, NOTHING
+    found: dict[int, float] = {}  # parameters by number of stages
+    for layer, stages in stored_elsewhere(scenario.model, *layout[3:])[stage]:
+        held = layer_on_gpu(scenario.model, layer, *layout[:3], shared=True)
+        found[stages] = found.get(stages, 0.0) + float(sum(held))
+    for stages, size in found.items():
+        group = spaced(stages, cluster.gpus // layout.pp, cluster)
+        total = both(total, blocks.collective(scenario, "dp", "all_reduce", group, size * GRADIENT_BYTES))
+    return total
 
 
 def _over_both(scenario: Scenario, op: str, parts: Parts, bytes_each: float) -> Price:

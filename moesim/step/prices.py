@@ -59,13 +59,12 @@ def _forward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     if not layer.is_moe:
         dense = {"ffn": _feed_forward(scenario, layer, "dense", key, "forward")} if layer.ffn else {}
         return prices | dense | {"nothing": NOTHING}
-    own, dispatches = own_tokens(scenario, key), key.all_to_all != "none"
+    own = own_tokens(scenario, key)
+    route = both(blocks.router(scenario, layer, own, False), _in_order(scenario, layer, key, "dispatch", False))
+    merge = _in_order(scenario, layer, key, "combine", False)
     prices |= {
-        "route": _and_resized(scenario, layer, blocks.router(scenario, layer, own, dispatches, False), "descend", own),
-        # tokens that stay are put back in order by the expert kernel itself: compute.COVERS
-        "merge": _and_resized(
-            scenario, layer, blocks.permute(scenario, layer, own) if dispatches else NOTHING, "ascend", own
-        ),
+        "route": _and_resized(scenario, layer, route, "descend", own),
+        "merge": _and_resized(scenario, layer, merge, "ascend", own),
     }
     if getattr(layer.ffn, "shared_width", 0):
         prices["shared"] = _feed_forward(scenario, layer, "shared", key, "forward")
@@ -84,13 +83,24 @@ def _backward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
         prices[f"{name} grad"] = _feed_forward(scenario, layer, part, key, "data")
         prices[f"{name} weight grad"] = _feed_forward(scenario, layer, part, key, "weights")
     if layer.is_moe:
-        own, dispatches = own_tokens(scenario, key), key.all_to_all != "none"
-        around = {"route": blocks.router(scenario, layer, own, dispatches, True), "merge": NOTHING}
-        if dispatches:
-            around["merge"] = blocks.permute(scenario, layer, own)
+        own, order = own_tokens(scenario, key), (scenario, layer, key)
+        around = {
+            "route": both(blocks.router(scenario, layer, own, True), _in_order(*order, "dispatch", True)),
+            "merge": _in_order(*order, "combine", True),
+        }
         for (name, one), matrix in zip(around.items(), ("descend", "ascend"), strict=True):
             prices[f"{name} grad"] = _and_resized(scenario, layer, one, matrix, own, ("data", "weights"))
     return prices
+
+
+def _in_order(scenario: Scenario, layer: Layer, key: Key, way: str, backward: bool) -> Price:
+    """Tokens into send order ("dispatch"), or back ("combine"), and their gradients. Those that stay are put in order
+    by the expert kernel itself (compute.COVERS), unless dense einsums do it."""
+    own = own_tokens(scenario, key)
+    if key.permute == "einsum":
+        slots = own * experts.slots_per_token(scenario, spread(scenario, key))
+        return blocks.in_einsums(scenario, layer, own, slots, way, backward)
+    return NOTHING if key.all_to_all == "none" else blocks.permute(scenario, layer, own)
 
 
 def _and_resized(

@@ -31,6 +31,8 @@ class Needed(NamedTuple):
 
 def split_parameters(model: Model) -> tuple[int, int]:
     """Dense and expert parameters."""
+    if model.weight_groups:
+        raise MoesimError(f"model {model.name!r} shares weights across layers: moesim tiers prices those apart only")
     sparse = sum(count * layer_parameters(model, layer).experts for layer, count in model.layer_kinds())
     return parameters(model) - sparse, sparse
 

@@ -7,13 +7,11 @@ Ranks are numbered tp innermost, then cp, dp, pp; within a pipeline stage expert
 then ep. With tp > 1 the tokens between the blocks are split over tp (sequence parallelism).
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import gcd, isfinite
-from pathlib import Path
 from typing import Any, Final
 
-from moesim.alltoall import ALGORITHMS, FUSED, WORKLOADS, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, REAL_ROWS, WORKLOADS, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError, choice
 from moesim.model import Model, in_pairs, indivisible
@@ -34,6 +32,7 @@ CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "overlap": OVERLAPS,
     "schedule": tuple(SCHEDULES),
     "placement": tuple(PLACEMENTS),
+    "permute": ("sparse", "einsum"),
 }
 
 
@@ -57,6 +56,7 @@ class Strategy:
     schedule: str = "1f1b"
     virtual: int = 1
     placement: str = "contiguous"
+    permute: str = "sparse"  # how tokens are put in send order
     capacity_factor: float | None = None  # None: dropless; 0: what drops nothing; below: at most that
 
     def __post_init__(self) -> None:
@@ -106,7 +106,6 @@ class Strategy:
         return asdict(self)
 
 
-ALIASES: Final = {"vp": "virtual"}  # other names of the same choice
 FIELDS: Final = {field.name: field for field in fields(Strategy)}
 
 
@@ -123,7 +122,7 @@ def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
         "ep": (strategy.ep, strategy.etp),
         "expert_dp": (strategy.expert_dp, strategy.ep * strategy.etp),
     }
-    found = {name: _group(size, stride, cluster) for name, (size, stride) in strides.items()}
+    found = {name: spaced(size, stride, cluster) for name, (size, stride) in strides.items()}
     copies = SCHEDULES[strategy.schedule].copies
     return found | {name: _on_stages(found[name], copies, cluster) for name in ("dp", "expert_dp") if copies > 1}
 
@@ -133,7 +132,7 @@ def _on_stages(group: Group, stages: int, cluster: Cluster) -> Group:
     return Group(size=group.size * stages, per_node=group.per_node * (stages if cluster.nodes == 1 else 1))
 
 
-def _group(size: int, stride: int, cluster: Cluster) -> Group:
+def spaced(size: int, stride: int, cluster: Cluster) -> Group:
     """Nodes are cut where ranks divide: six GPUs in a row touch two nodes of eight in pairs."""
     if cluster.nodes == 1:
         return Group(size=size, per_node=size)
@@ -148,10 +147,8 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
         (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
         (strategy.parts > len(model.layers), "more pipeline stages than layers"),
         (workload.sequences % strategy.dp, "dp does not divide the sequences of the batch"),
-        (
-            workload.sequences // strategy.dp % strategy.micro_batch,
-            "micro_batch does not divide the sequences of a data-parallel rank",
-        ),
+        (workload.sequences // strategy.dp % strategy.micro_batch,
+         "micro_batch does not divide the sequences of a data-parallel rank"),
         (not workload.trains and strategy.zero > 1, "ZeRO beyond stage 1 shards training state only"),
         (not workload.trains and strategy.recompute != "none", "recompute applies to training only"),
         (not workload.trains and strategy.virtual > 1, "virtual stages apply to training only"),
@@ -168,6 +165,8 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     found = groups(strategy, cluster)
     if any(group.nodes > cluster.nodes for group in found.values()):
         return "the ranks of a group fall unevenly on the nodes"
+    if model.weight_groups and (strategy.zero > 1 or SCHEDULES[strategy.schedule].copies > 1):
+        return "weights that layers share have a gradient after the last of them: not with ZeRO 2, 3 or dualpipe"
     uneven = indivisible(model, strategy.tp, strategy.cp, strategy.ep, strategy.etp)
     shape = uneven or _why_not_overlap(model, workload, strategy)
     exchange = unsupported(cluster, found["ep"], strategy.all_to_all) if strategy.ep > 1 else None
@@ -186,101 +185,8 @@ def _why_not_overlap(model: Model, workload: Workload, strategy: Strategy) -> st
         return "overlap=tiles and all_to_all=tiles go together: one kernel computes and sends"
     if workload.kind not in (kinds := WORKLOADS.get(strategy.all_to_all, (workload.kind,))):
         return f"{strategy.all_to_all} has kernels for {' and '.join(kinds)} only"
+    if strategy.permute == "einsum" and (strategy.capacity_factor is None or strategy.all_to_all in REAL_ROWS):
+        return "permute=einsum fills fixed slots: give a capacity_factor, and an all_to_all that sends empty ones"
     if strategy.overlap == "dual_batch" and strategy.micro_batch * workload.queries < 2:
         return "dual_batch has no token for its second half"
     return None
-
-
-def load_strategy(source: str | Mapping[str, Any], gpus: int, workload: Workload | None = None) -> Strategy:
-    """Read ``"dp=8 ep=8 …"``, the path of a YAML or JSON file, or a mapping. ``dp`` may be left out: what the other
-    degrees leave; so may ``micro_batch``: in serving all sequences of a rank, divided over its pipeline stages.
-
-    Raises MoesimError naming an unknown key, a value of the wrong type, or an impossible value.
-    """
-    values = dict(source) if isinstance(source, Mapping) else _read(source)
-    given: dict[str, Any] = {}
-    for alias, value in values.items():
-        name = ALIASES.get(alias, alias)
-        if name in given:
-            raise MoesimError(f"strategy gives {name} twice, once as {alias}: keep one of them")
-        given[name] = _convert(name, value)
-    if given.get("virtual", 1) > 1:
-        given.setdefault("schedule", "interleaved")
-    if "dp" not in given:
-        others = given.get("tp", 1) * given.get("pp", 1) * given.get("cp", 1)
-        if others < 1 or gpus % others:
-            raise MoesimError(f"strategy has tp x pp x cp = {others}, which does not divide {gpus} GPUs")
-        given["dp"] = gpus // others
-    if given.get("chunks", 1) > 1 and "overlap" not in given:
-        given["overlap"] = "chunked"
-    if workload is not None and not workload.trains and "micro_batch" not in given:
-        given["micro_batch"] = max(1, workload.sequences // max(1, given["dp"] * given.get("pp", 1)))
-    return Strategy(**given)
-
-
-def _read(text: str) -> dict[str, Any]:
-    path = Path(text)
-    if path.suffix in (".yaml", ".yml", ".json"):
-        return _read_file(path)
-    if text.lstrip().startswith("{"):
-        return _parse_yaml(text, "the strategy")
-    values: dict[str, Any] = {}
-    for part in text.split():
-        name, separator, value = part.partition("=")
-        if not separator or not value:
-            raise MoesimError(f"strategy part {part!r} is not key=value: write for example 'tp=2 ep=8'")
-        if name in values:
-            raise MoesimError(f"strategy gives {name} twice: keep one of them")
-        values[name] = value
-    return values
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoesimError(f"cannot read the strategy file {path}: {error}") from None
-    return _parse_yaml(text, str(path))
-
-
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MoesimError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise MoesimError(f"{where} holds {type(values).__name__}: write key: value pairs such as 'ep: 8'")
-    ranked = values.get("configurations")
-    if isinstance(ranked, list) and ranked and isinstance(ranked[0], dict):  # a whole plan: its first answer
-        values = ranked[0]
-    inner = values.get("strategy", values)
-    return dict(inner) if isinstance(inner, dict) else values
-
-
-def _convert(name: str, value: Any) -> Any:
-    if name not in FIELDS:
-        raise choice("strategy key", str(name), list(FIELDS))
-    if name == "capacity_factor":
-        return _number(name, value, float)
-    if name in ("recompute", "all_to_all", "overlap", "schedule", "placement"):
-        return str(value)
-    return _number(name, value, int)
-
-
-def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float | None:
-    if name == "capacity_factor" and value in (None, "none"):
-        return None
-    try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float) and value != int(value)):
-            raise ValueError
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        word = "a whole number" if kind is int else "a number"
-        raise MoesimError(f"strategy has {name}={value!r}: give {word}") from None
-
-
-def show(strategy: Strategy) -> str:
-    """``"dp=2 tp=1 …"``: every field, in the order ``load_strategy`` accepts."""
-    return " ".join(f"{name}={value}" for name, value in strategy.to_dict().items() if value is not None)
