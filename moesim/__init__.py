@@ -17,6 +17,7 @@ A module imports only what stands above it in this list, which is also the readi
     routing       who goes where: tokens[draw, source rank, expert]
     placement     which rank holds which expert
     schedule      the order of micro-batches on pipeline stages
+    recompute     what a layer keeps for its backward pass, and what it computes again
     strategy      what is chosen: degrees, micro-batches, overlap, algorithms; why_not()
     stages        which layers each pipeline stage holds
     memory        bytes per GPU

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from moesim.cluster import Cluster
 from moesim.errors import MoesimError
-from moesim.memory import OPTIMIZER_BYTES, TRAINING_WEIGHT_BYTES
+from moesim.memory import TRAINING_WEIGHT_BYTES, optimizer_bytes
 from moesim.metrics import Result
 from moesim.model import Model, mtp_parameters, parameters
 from moesim.network.jitter import expected_latest_s
@@ -130,7 +130,7 @@ def goodput(result: Result, reality: Reality | None = None) -> Goodput:
     waits_s = waiting_s(result.breakdown.seconds, ranks(strategy), reality.deviation)
     stragglers_s = straggling_s(step_s - result.breakdown.exposed_s, cluster.nodes, reality)
     mtbf_s = reality.gpu_mtbf_s / cluster.gpus
-    size = checkpoint_bytes(scenario.model)
+    size = checkpoint_bytes(scenario.model, scenario.workload.dtype)
     write_s = size / (reality.write_bytes_per_s * cluster.gpus)
     interval_s = reality.interval_s or daly_s(write_s, mtbf_s)
     share = useful_share(interval_s, write_s, reality.restart_s, mtbf_s)
@@ -171,9 +171,9 @@ def straggling_s(computing_s: float, nodes: int, reality: Reality) -> float:
     return computing_s * reality.slowness * (1.0 - (1.0 - reality.slow_share) ** nodes)
 
 
-def checkpoint_bytes(model: Model) -> float:
-    """bf16 weights and the fp32 master weights and moments of Adam, once."""
-    return (parameters(model) + mtp_parameters(model)) * (TRAINING_WEIGHT_BYTES + OPTIMIZER_BYTES)
+def checkpoint_bytes(model: Model, dtype: str) -> float:
+    """bf16 weights and what Adam keeps in that recipe, once."""
+    return (parameters(model) + mtp_parameters(model)) * (TRAINING_WEIGHT_BYTES + optimizer_bytes(dtype))
 
 
 def young_s(write_s: float, mtbf_s: float) -> float:

@@ -1,14 +1,18 @@
 """Bytes per GPU: weights, gradients, optimizer, activations, buffers, KV cache, of the fullest stage.
 
 Training keeps bf16 weights, fp32 gradients and three fp32 Adam states (master weight, two moments): 2, 4
-and 12 bytes per parameter, as Megatron-LM does (arXiv:2205.05198, section 4.1 for the activations, whose
-per-layer terms are listed in ``_kept_values``). ZeRO divides over data parallelism: stage 1 the
-optimizer, stage 2 the gradients too, stage 3 the weights too (arXiv:1910.02054). Experts are divided over
-their own data parallelism, dp x cp x tp / (ep x etp).
+and 12 bytes per parameter, as Megatron-LM does. fp8_block is DeepSeek-V3's recipe, whose two moments are bf16: 8
+bytes (arXiv:2412.19437 section 3.3.2). ZeRO divides over data parallelism: stage 1 the optimizer, stage 2 the
+gradients too, stage 3 the weights too (arXiv:1910.02054). Experts are divided over their own data parallelism,
+dp x cp x tp / (ep x etp).
 
 Activations are those of the stage's worst moment in the order of its schedule (``schedule.in_flight``): what
-every part keeps for its backward pass, times the micro-batches that wait for theirs. DualPipe holds the
-parameters of two parts, over twice as many replicas.
+every part keeps for its backward pass (``recompute.kept_values``), times the micro-batches that wait for theirs;
+where gradients of weights come later, what these read (``recompute.owed_values``), times those that owe them;
+while a backward pass runs, what was dropped of one layer and its gradients (``recompute.alive_values``). DualPipe
+holds the parameters of two parts, over twice as many replicas.
+
+Not counted: what an all-to-all of NCCL connects inside a node (3.3 GB on 8 H100, NVIDIA/nccl issue 1685).
 """
 
 from functools import lru_cache
@@ -16,10 +20,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from moesim.compute import KEPT_MASKS, building_bytes
+from moesim.compute import building_bytes
 from moesim.cost import FloatArray
 from moesim.model import (
-    Experts,
     Layer,
     Model,
     cache_bytes,
@@ -27,9 +30,9 @@ from moesim.model import (
     head_parameters,
     layer_parameters,
     projections,
-    row_width,
     shared_parameters,
 )
+from moesim.recompute import Keeping, alive_values, kept_values, owed_values
 from moesim.schedule import SCHEDULES, Pipe, in_flight
 from moesim.stages import part_layers, parts_on_stages, stored_again
 from moesim.strategy import Strategy
@@ -44,14 +47,18 @@ WEIGHT_BYTES: Final = {
     "ternary": 1.6 / 8,  # five ternary weights in a byte
 }
 ACTIVATION_BYTES: Final = 2.0
-FP8_INPUT: Final = 0.5  # of them, in block-scaled fp8 training (DeepSeek-V3)
 KV_BYTES: Final = 2.0
 TRAINING_WEIGHT_BYTES: Final = 2.0
 GRADIENT_BYTES: Final = 4.0
-OPTIMIZER_BYTES: Final = 12.0
-STATES: Final = ((TRAINING_WEIGHT_BYTES, 3), (GRADIENT_BYTES, 2), (OPTIMIZER_BYTES, 1))  # sharded from a ZeRO stage on
-# CUDA context, NCCL buffers, allocator fragmentation. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
+MASTER_BYTES: Final = 4.0
+MOMENT_BYTES: Final = {"fp8_block": 2.0}  # of each of two; fp32 in all other recipes
+# Serving: CUDA context, NCCL buffers, workspaces. Estimated: 1.5-3 GiB are usual on an 8-GPU node.
 FRAMEWORK_BYTES: Final = 2.0 * GIB
+# Training: context and libraries before ranks are connected, and each communicator's buffers after one all-reduce.
+# Published: 8 x H100, NVIDIA/nccl issue 1685; 4 x A100 with NVLink, of two ranks and of more, NVIDIA/nccl issue 964.
+CONTEXT_BYTES: Final = 1.06e9
+PAIR_BYTES: Final = 544e6
+COMMUNICATOR_BYTES: Final = 688e6
 
 
 class Memory(NamedTuple):
@@ -69,16 +76,6 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-class Keeping(NamedTuple):
-    """What decides how much of a layer is kept for its backward pass."""
-
-    etp: int
-    recompute: str
-    imbalance: float
-    input_share: float  # of ACTIVATION_BYTES, that an input of a GEMM takes
-    masked: float  # tokens whose slots a token's row of a dense einsum's masks has; 0: no masks
-
-
 class Held(NamedTuple):
     """Parameters on one GPU; dense and expert apart, because they are sharded over different data parallelism."""
 
@@ -94,12 +91,23 @@ def memory(model: Model, workload: Workload, strategy: Strategy, imbalance: floa
     return Memory(*(float(np.broadcast_to(part, strategy.pp)[fullest]) for part in stages))
 
 
+@lru_cache(maxsize=64)
+def optimizer_bytes(dtype: str) -> float:
+    """Per parameter: master weight and two moments."""
+    return MASTER_BYTES + 2.0 * MOMENT_BYTES.get(dtype, 4.0)
+
+
+def _states(dtype: str) -> tuple[tuple[float, int], ...]:
+    """Weights, gradients and optimizer: bytes per parameter, and the ZeRO stage from which on they are sharded."""
+    return (TRAINING_WEIGHT_BYTES, 3), (GRADIENT_BYTES, 2), (optimizer_bytes(dtype), 1)
+
+
 @lru_cache(maxsize=16384)
-def state_bytes(model: Model, strategy: Strategy) -> float:
+def state_bytes(model: Model, strategy: Strategy, dtype: str) -> float:
     """Bytes on the fullest GPU of what training keeps whatever its micro-batches: no activations."""
     held = _held(model, strategy)
-    kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES)
-    return float(np.max(kept)) + FRAMEWORK_BYTES + _gathered_layer(model, strategy)
+    kept = sum(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(dtype))
+    return float(np.max(kept)) + _buffers(model, strategy)
 
 
 def _held(model: Model, s: Strategy) -> Held:
@@ -110,16 +118,16 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     """The fields of Memory for every stage."""
     held = _held(model, strategy)
     tokens = tokens_on_gpu(workload, strategy)
-    share = FP8_INPUT if workload.dtype == "fp8_block" else 1.0
-    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, share, tokens * (strategy.permute == "einsum"))
+    masked = tokens * (strategy.permute == "einsum")
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, workload.dtype, masked)
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
     values, last = _activation_values(model, strategy.schedule, pipe, keeping)
     logits = last * model.vocab * (ACTIVATION_BYTES + 4.0)  # bf16 and their fp32 softmax, one micro-batch
     return (
-        *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in STATES),
+        *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(workload.dtype)),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        FRAMEWORK_BYTES + _gathered_layer(model, strategy) + building_bytes(model, tokens * keeping.masked * imbalance),
+        _buffers(model, strategy) + building_bytes(model, tokens * keeping.masked * imbalance),
     )
 
 
@@ -129,8 +137,8 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     ends = ends_by_stage(model, strategy.pp) / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
     tokens = tokens_on_gpu(workload, strategy)
-    keeping = Keeping(strategy.etp, "none", imbalance, 1.0, tokens * (strategy.permute == "einsum"))
-    widest = max(_kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
+    keeping = Keeping(strategy.etp, "none", imbalance, "bf16", tokens * (strategy.permute == "einsum"))
+    widest = max(kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
@@ -190,18 +198,25 @@ def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int, *, shar
 
 
 @lru_cache(maxsize=4096)
-def _largest_layer(model: Model, tp: int, ep: int, etp: int) -> float:
-    """Parameters of it on one GPU, unsharded."""
-    return float(max(sum(layer_on_gpu(model, k.layer, tp, ep, etp)) for k in model.layer_kinds()))
+def _largest_layer(model: Model, tp: int, ep: int, etp: int, dense: bool, expert: bool) -> float:
+    """Parameters of it on one GPU, unsharded: of its dense part, of its experts, or of both."""
+    here = (layer_on_gpu(model, kind.layer, tp, ep, etp) for kind in model.layer_kinds())
+    return float(max(dense * held.dense + expert * held.expert for held in here))
 
 
-def _gathered_layer(model: Model, strategy: Strategy) -> float:
-    """ZeRO 3 holds one layer's weights whole, the next one's on their way, and a layer's gradients until they are
-    reduced."""
-    if strategy.zero < 3:
-        return 0.0
-    largest = _largest_layer(model, strategy.tp, strategy.ep, strategy.etp)
-    return largest * (2.0 * TRAINING_WEIGHT_BYTES + GRADIENT_BYTES)
+def _buffers(model: Model, strategy: Strategy) -> float:
+    """Bytes that training needs beside its state: CUDA's and NCCL's own, and layers that are not sharded for a time.
+
+    ZeRO 2 and 3 hold the gradients of one layer whole while they are made and those of the layer before while they
+    are reduced; ZeRO 3 a layer's weights and the next one's, which are on their way.
+    """
+    s = strategy
+    ranks = (s.tp, s.cp, s.dp * s.cp, s.pp, s.ep, s.etp, s.expert_dp)
+    buffers = CONTEXT_BYTES + sum(COMMUNICATOR_BYTES if each > 2 else PAIR_BYTES for each in ranks if each > 1)
+    if s.zero < 2:
+        return buffers
+    whole = _largest_layer(model, s.tp, s.ep, s.etp, s.dp * s.cp > 1, s.expert_dp > 1)
+    return buffers + 2.0 * whole * (GRADIENT_BYTES + (TRAINING_WEIGHT_BYTES if s.zero == 3 else 0.0))
 
 
 def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
@@ -213,25 +228,23 @@ def tokens_on_gpu(workload: Workload, strategy: Strategy) -> float:
 def _activation_values(model: Model, schedule: str, pipe: Pipe, keeping: Keeping) -> tuple[FloatArray, FloatArray]:
     """By stage, values per token at the worst moment, and 1 where the head is."""
     holds = parts_on_stages(schedule, pipe.stages, pipe.virtual)
-    kept, whole, widest = _part_values(model, pipe.stages * pipe.virtual, keeping)
+    kept, owed, alive = _part_values(model, pipe.stages * pipe.virtual, keeping)
     here = np.array([np.flatnonzero(row) for row in holds])  # [stage, part of the stage]
-    each = np.stack([kept[here], whole[here]], axis=-1)  # WAITS, OWES
+    each = np.stack([kept[here], owed[here], alive[here]], axis=-1)  # WAITS, OWES, RUNS
     counts = in_flight(schedule, pipe)  # [stage, moment, part of the stage, what]
     worst = (counts * each[:, None]).sum(axis=(-2, -1)).max(axis=-1)
-    rule = SCHEDULES[schedule]
-    frees = rule.pairs or not rule.splits  # a whole backward pass: each layer is there for its own turn alone
-    return np.asarray(worst + frees * widest[here].max(axis=-1)), holds[:, -1]
+    return np.asarray(worst), holds[:, -1]
 
 
 @lru_cache(maxsize=4096)
 def _part_values(model: Model, parts: int, keeping: Keeping) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """By part, values per token: kept for the backward pass; there until the gradients of the weights are done;
-    alive while one layer is recomputed."""
+    """By part, values per token: kept for the backward pass; read by the gradients of weights; alive beside while
+    one layer's backward pass runs."""
     kinds, counts = _kinds_by_part(model, parts)
-    kept = np.array([_kept_values(model, layer, keeping) for layer in kinds])
-    whole = np.array([_kept_values(model, layer, keeping._replace(recompute="none")) for layer in kinds])
-    widest = np.where(counts > 0, whole[:, None], 0.0).max(axis=0)
-    return kept @ counts, whole @ counts, widest * (keeping.recompute == "full")
+    kept = np.array([kept_values(model, layer, keeping) for layer in kinds])
+    owed = np.array([owed_values(model, layer, keeping) for layer in kinds])
+    alive = np.array([alive_values(model, layer, keeping) for layer in kinds])
+    return kept @ counts, owed @ counts, np.where(counts > 0, alive[:, None], 0.0).max(axis=0)
 
 
 @lru_cache(maxsize=1024)
@@ -243,54 +256,6 @@ def _kinds_by_part(model: Model, parts: int) -> tuple[list[Layer], FloatArray]:
         for index in indices:
             counts[kinds.index(model.layers[index]), part] += 1
     return kinds, counts
-
-
-@lru_cache(maxsize=4096)
-def _kept_values(model: Model, layer: Layer, keeping: Keeping) -> float:
-    """Values per token that one layer keeps for its backward pass (2 bytes each).
-
-    full recompute    the layer's input
-    attention         input, norm, queries, keys, values, output of the core; of its experts as below
-    mamba             input, norm, what is projected, outputs of scan and gated norm (mamba_ssm ssd_combined.py)
-    feed-forward      input, norm, gate, up, activation; per routed copy also its expert input and output,
-                      which each of the etp ranks holds for all of them
-    selective drops   norms, activations and expert outputs: cheap to recompute; of mla also what is projected up from
-                      the latent vectors (DeepSeek-V3, arXiv:2412.19437 section 3.2.3)
-    fp8_block         what only the GEMM of a weight's gradient reads again is kept as it was read, ``input_share`` of
-                      2 bytes: norms, core output, activation, expert input; with selective, gate and up of experts too
-                      (there, section 3.3.3)
-    """
-    hidden, ffn = model.hidden, layer.ffn
-    if keeping.recompute == "full":
-        return float(hidden)
-    every, input_share = keeping.recompute == "none", keeping.input_share
-    around = layer.blocks * hidden * (1.0 + every * input_share) + _mixer_values(layer, hidden, every, input_share)
-    if ffn is None:
-        return around
-    if not isinstance(ffn, Experts):
-        return around + _ffn_values(ffn.width, ffn.gated, every * input_share)
-    row = row_width(model, layer)
-    copy = keeping.etp * (input_share * row + every * row)
-    copy += _ffn_values(ffn.width, ffn.gated, every * input_share) * (1.0 if every else input_share)
-    shared = _ffn_values(ffn.shared_width, ffn.gated, every * input_share)
-    copy += KEPT_MASKS * keeping.masked
-    return around + shared + ffn.top_k * copy * keeping.imbalance
-
-
-def _mixer_values(layer: Layer, hidden: int, every: bool, input_share: float) -> float:
-    """Of them, what attention or Mamba keeps between its norm and the next one."""
-    a, m = layer.attention, layer.mamba
-    if not a:
-        return m.projected + m.inner * (1.0 + input_share) if m else 0.0
-    core = float(a.heads * a.head_dim + a.kv_heads * (a.head_dim + a.v_head_dim))
-    if a.kind == "mla" and not every:
-        core = input_share * ((a.q_lora_rank or a.heads * a.head_dim) + a.cached_values)
-    copies = a.top_k * (a.experts > 1) * (input_share + every) * hidden
-    return core + input_share * a.heads * a.v_head_dim + copies
-
-
-def _ffn_values(width: int, gated: bool, activation: float) -> float:
-    return width * (1 + gated + activation)
 
 
 def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArray:

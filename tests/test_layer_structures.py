@@ -111,7 +111,7 @@ def test_attention_experts_are_a_grouped_gemm_of_as_many_flops_and_more_weights(
 
     def seconds(which, kind, part="forward", **sizes):
         given_ = scenario(which, kind, **sizes)
-        return float(blocks.attention_block(given_, which.layers[0], 1, 1, 8, True, part).seconds.sum())
+        return float(blocks.mixer_block(given_, which.layers[0], 1, 1, 8, True, part).seconds.sum())
 
     for part in ("forward", "data", "weights"):
         assert 1.0 < seconds(model, "train", part) / seconds(plain(model), "train", part) < 1.4

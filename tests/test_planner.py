@@ -19,7 +19,7 @@ from moesim.planner.plan import layout_of, to_dict
 from moesim.planner.why import bounds_it, changes, loses
 from moesim.routing import parse_routing
 from moesim.step.scenario import make_scenario
-from moesim.strategy import CHOICES, FIELDS, Strategy, why_not
+from moesim.strategy import CHOICES, FIELDS, RECOMPUTE, Strategy, why_not
 from moesim.workload import make_workload
 
 PLAN_KEYS = [
@@ -177,7 +177,7 @@ def everything(scenario):
         if gpus % (tp * cp * pp):
             continue
         for micro_batch, zero, recompute, (schedule, virtual), all_to_all, (overlap, chunks), placement in product(
-            own, (1, 2, 3) if trains else (1,), CHOICES["recompute"] if trains else ("none",),
+            own, (1, 2, 3) if trains else (1,), RECOMPUTE if trains else ("none",),
             ORDERS if trains else ORDERS[:1], [a for a in CHOICES["all_to_all"] if a not in FUSED], overlaps,
             CHOICES["placement"],
         ):  # fmt: skip

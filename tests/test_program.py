@@ -143,7 +143,7 @@ def test_a_token_waits_for_the_one_before_it():
 
 
 flags = dict.fromkeys(
-    ("moe", "ffn", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"),
+    ("moe", "ffn", "tp", "cp", "ep", "etp", "shared", "latent", "replicated", "gathers_weights", "reduces_gradients"),
     st.booleans(),
 )
 shapes = st.builds(
@@ -159,7 +159,7 @@ def possible(shape):
     return shape._replace(ffn=shape.ffn or shape.moe or shape.mixer == "norm")
 
 
-@given(shapes, st.sampled_from(["none", "selective", "full"]))
+@given(shapes, st.sampled_from(["none", "selective", "full", "mla_up+moe", "mlp+shared_experts"]))
 def test_nothing_waits_for_what_comes_later(shape, recompute):
     programs = [forward_layer(shape), pair_layer(shape._replace(overlap="chunked", chunks=1), recompute=recompute)]
     programs += [backward_layer(shape, recompute=recompute, part=part) for part in ("all", "data", "weights")]

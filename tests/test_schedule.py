@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moesim.errors import MoesimError
 from moesim.player import play_events
 from moesim.program import Passes, pipeline
-from moesim.schedule import FORWARD, OWES, SCHEDULES, WAITS, Pass, Pipe, in_flight, weave
+from moesim.schedule import FORWARD, OWES, RUNS, SCHEDULES, WAITS, Pass, Pipe, in_flight, weave
 from moesim.schedule.passes import Works
 
 LETTERS = {"forward": "F", "backward": "B", "data": "D", "weights": "W", "pair": "P"}
@@ -224,15 +224,17 @@ def test_zero_bubble_is_no_slower_than_1f1b_and_1f1b_than_gpipe(stages, micro_ba
 
 
 def walked(schedule, stage, pipe):
-    """Micro-batches and parts held at every moment of a stage's order: [moment, part of the stage, WAITS or OWES]."""
+    """Micro-batches and parts held at every moment of a stage's order: [moment, part of the stage, what]."""
     rule = SCHEDULES[schedule]
     place = {part: slot for slot, part in enumerate(rule.holds(stage, pipe))}
-    now, found = np.zeros((len(place), 2)), []
+    now, found = np.zeros((len(place), 3)), []
     for one in rule.order(stage, pipe):
         if one.kind in ("forward", "pair"):
             now[place[one.part], WAITS] += 1
-        found.append(now.copy())
         freed = place[one.back[1] if one.back else one.part]
+        now[freed, RUNS] = one.kind in ("backward", "data", "pair")
+        found.append(now.copy())
+        now[freed, RUNS] = 0
         now[freed, WAITS] -= one.kind in ("backward", "data", "pair")
         now[freed, OWES] += one.kind == "data"
         now[freed, OWES] -= one.kind == "weights"
@@ -252,7 +254,7 @@ def test_in_flight_has_the_worst_moment_of_every_stage_whatever_each_part_weighs
 
 def held(schedule, pipe):
     """Parts that each stage holds at its worst."""
-    return in_flight(schedule, pipe).sum(axis=(-2, -1)).max(axis=-1).tolist()
+    return in_flight(schedule, pipe)[..., :RUNS].sum(axis=(-2, -1)).max(axis=-1).tolist()
 
 
 def test_1f1b_holds_as_many_as_stages_follow():

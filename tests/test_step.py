@@ -91,7 +91,7 @@ def configurations(draw):
         draw(st.sampled_from(layouts(kind, model, nodes))),
         micro_batch=draw(st.sampled_from([1, 2, 4])),
         zero=draw(st.sampled_from(ZERO_STAGES)) if trains else 1,
-        recompute=draw(st.sampled_from(RECOMPUTE)) if trains else "none",
+        recompute=draw(st.sampled_from((*RECOMPUTE, "mla_up+moe", "core+mlp+shared_experts"))) if trains else "none",
         schedule=schedule,
         virtual=draw(st.sampled_from([2, 4])) if schedule == "interleaved" else 1,
         chunks=chunks,

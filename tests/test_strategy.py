@@ -12,10 +12,11 @@ from moesim.cluster import Group, load_cluster
 from moesim.errors import MoesimError
 from moesim.metrics import measure
 from moesim.model import load_model
+from moesim.recompute import PARTS
 from moesim.routing import parse_routing
 from moesim.schedule import SCHEDULES
 from moesim.step.scenario import make_scenario
-from moesim.strategy import CHOICES, FIELDS, Strategy, groups, load_strategy, show, why_not
+from moesim.strategy import CHOICES, FIELDS, RECOMPUTE, Strategy, groups, load_strategy, show, why_not
 from moesim.workload import make_workload
 
 TWO_NODES = load_cluster("dgx-h100", 2)
@@ -69,6 +70,7 @@ strategies = st.builds(
     orders,
     **dict.fromkeys(("dp", "tp", "ep", "etp", "pp", "cp", "micro_batch"), counts),
     **{name: st.sampled_from(known) for name, known in CHOICES.items() if name not in ("overlap", "schedule")},
+    recompute=st.sampled_from(RECOMPUTE) | st.lists(st.sampled_from(PARTS), min_size=1).map("+".join),
     chunks=counts,
     overlap=st.just("chunked"),
     capacity_factor=st.none() | st.floats(-100, 100),
@@ -96,7 +98,8 @@ def test_what_is_shown_is_read_back(strategy):
         ("tp=", "'tp=' is not key=value"),
         ("tp=2 tp=4", "gives tp twice"),
         ("zero=4", "unknown strategy zero '4'"),
-        ("recompute=some", "unknown strategy recompute 'some'"),
+        ("recompute=some", "unknown strategy recompute 'some': choose from none, .* norms, core"),
+        ("recompute=full+norms", "unknown strategy recompute 'full.norms'"),
         ("all_to_all=ring", "unknown strategy all_to_all 'ring'"),
         ("schedule=2f2b", "unknown strategy schedule '2f2b'"),
         ("schedule=1f1b virtual=2", "schedule=1f1b with virtual=2: .* belong to schedule=interleaved"),

@@ -32,7 +32,8 @@ from moesim.network.pairs import Product
 from moesim.player import play_batched
 from moesim.profile import Profile
 from moesim.program import Builder, Program
-from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES
+from moesim.step.blocks import BACKWARD_ERROR
+from moesim.step.links import BF16_BYTES
 from moesim.step.price import NOTHING, Price, price, scaled
 
 MOST_ROWS: Final = 65_536  # of one expert in one call: the kernels' rate is flat before that; more is several calls

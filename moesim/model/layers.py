@@ -208,6 +208,11 @@ class Layer:
         return (self.mixer != "norm") + (self.ffn is not None)
 
     @property
+    def latent(self) -> bool:
+        """Whether queries, keys and values are projected up from latent vectors."""
+        return self.attention is not None and self.attention.kind == "mla"
+
+    @property
     def is_moe(self) -> bool:
         return isinstance(self.ffn, Experts)
 

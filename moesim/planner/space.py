@@ -173,7 +173,7 @@ def _fitting(scenario: Scenario, sized: Strategy, kept: list[Keep]) -> list[Stra
 def _keeps(scenario: Scenario, sized: Strategy, zero: int, schedule: str, virtual: int) -> bool:
     """Whether there is room for the parameters and what belongs to them, before any activation."""
     bare = replace(sized, micro_batch=1, zero=zero, schedule=schedule, virtual=virtual)
-    return state_bytes(scenario.model, bare) <= may_fill(scenario.cluster.gpu)
+    return state_bytes(scenario.model, bare, scenario.workload.dtype) <= may_fill(scenario.cluster.gpu)
 
 
 def _priced(scenario: Scenario, sized: Strategy) -> bool:

@@ -11,7 +11,9 @@ from typing import Final, Protocol
 from moesim.errors import MoesimError
 from moesim.program import interleaved, routed, shortcut
 from moesim.program.ops import Builder, Program
-from moesim.program.parts import LayerShape, gradients_leave, weights_come
+from moesim.program.parts import Chunk, LayerShape, dense, gradients_leave, weights_come
+from moesim.program.shortcut import BEFORE
+from moesim.recompute import INSIDE, parts
 
 
 class _Drawn(Protocol):
@@ -70,11 +72,29 @@ def pair_layer(shape: LayerShape, *, recompute: str) -> Program:
 
 
 def _again(build: Builder, shape: LayerShape, recompute: str) -> None:
+    """The whole forward pass, or the parts of it that were dropped."""
     if recompute == "full":
         LAYERS[shape.overlap].forward(build, shape)
-    elif recompute == "selective" and not shape.empty:
+    elif not shape.empty:
         for half in range(2 if shape.overlap == "dual_batch" else 1):
-            build.add("recompute", "compute", chunk=half)
+            _parts_again(build, shape, parts(recompute), Chunk(half))
+
+
+def _parts_again(build: Builder, shape: LayerShape, dropped: frozenset[str], half: Chunk) -> None:
+    """Parts inside blocks as one op, then blocks as in the forward pass."""
+    ready: tuple[int, ...] = ()
+    if "mla_up" in dropped and shape.latent and shape.tp:
+        ready = (build.add("tp gather", "comm", chunk=half.number, key="latent gather"),)
+    if dropped & INSIDE:
+        ready = (build.add("recompute", "compute", *ready, chunk=half.number),)
+    if shape.before and "mlp" in dropped:
+        ready = (dense(build, shape, "ffn", ready, BEFORE),)
+    if "moe" in dropped and shape.moe:
+        routed.feed_forward(build, shape, *ready)
+    elif "shared_experts" in dropped and shape.moe and shape.shared:
+        dense(build, shape, "shared", ready, half)
+    elif "mlp" in dropped and shape.ffn and not shape.moe:
+        dense(build, shape, "ffn", ready, half)
 
 
 def _program(build: Builder) -> Program:

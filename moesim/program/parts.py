@@ -18,6 +18,7 @@ class LayerShape(NamedTuple):
     ep: bool = False
     etp: bool = False
     shared: bool = False
+    latent: bool = False  # queries, keys and values are projected up from latent vectors
     replicated: bool = False  # all tensor-parallel ranks hold all tokens; their expert outputs are summed
     gathers_weights: bool = False  # ZeRO 3
     reduces_gradients: bool = False  # ZeRO 2 and 3: in every backward pass

@@ -34,12 +34,16 @@ Waits = tuple[int, ...]
 
 def forward(build: Builder, shape: LayerShape) -> None:
     """Attention, then the feed-forward part or the experts."""
-    attended = attention(build, shape)
+    feed_forward(build, shape, attention(build, shape))
+
+
+def feed_forward(build: Builder, shape: LayerShape, *after: int) -> None:
+    """The feed-forward part or the experts."""
     if not shape.moe:
         if shape.ffn:
-            dense(build, shape, "ffn", (attended,))
+            dense(build, shape, "ffn", after)
         return
-    routed = build.add("route", "compute", attended)
+    routed = build.add("route", "compute", *after)
     if _splits_shared(shape):
         _beside_shared(build, shape, routed)
         return

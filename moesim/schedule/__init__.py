@@ -30,7 +30,7 @@ from moesim.schedule import (
     one_forward_one_backward,
     zero_bubble,
 )
-from moesim.schedule.held import OWES, WAITS
+from moesim.schedule.held import OWES, RUNS, WAITS
 from moesim.schedule.passes import Pass, Pipe, Rule, Works
 from moesim.schedule.weave import weave
 
@@ -47,15 +47,16 @@ FORWARD: Final = forward_only.RULE
 
 def in_flight(schedule: str, pipe: Pipe) -> FloatArray:
     """Micro-batches a stage holds at each moment that could be its worst: [stage, moment, part of the stage,
-    waits for its backward pass | owes its gradients of weights]."""
+    waits for its backward pass | owes its gradients of weights | runs its backward pass]."""
     if schedule == "gpipe":
-        return np.broadcast_to([[[[float(pipe.micro_batches), 0.0]]]], (pipe.stages, 1, 1, 2))
+        return np.broadcast_to([[[[float(pipe.micro_batches), 0.0, 1.0]]]], (pipe.stages, 1, 1, 3))
     return held.held(SCHEDULES[schedule], pipe)
 
 
 __all__ = [
     "FORWARD",
     "OWES",
+    "RUNS",
     "SCHEDULES",
     "WAITS",
     "Pass",

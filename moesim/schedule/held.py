@@ -1,7 +1,8 @@
 """Micro-batches whose activations a stage holds: found by walking through its order.
 
-An activation is kept from the forward pass until the gradients of the weights are done. Where those come later
-than the gradient of the input, the time in between counts apart: what full recompute had dropped is there again.
+An activation is kept from the forward pass until the backward pass. Where gradients of weights come later than
+the gradient of the input, the time in between counts apart: only what the weights' own GEMMs read is there then.
+While a backward pass runs, what recompute had dropped of it is there again, layer by layer.
 """
 
 from functools import lru_cache
@@ -12,11 +13,11 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.schedule.passes import Pass, Pipe, Rule
 
-WAITS, OWES = 0, 1  # for its backward pass | its gradients of weights
+WAITS, OWES, RUNS = 0, 1, 2  # for its backward pass | its gradients of weights | its backward pass
 
 
 def held(rule: Rule, pipe: Pipe) -> FloatArray:
-    """Counts at every moment that could be a stage's worst: [stage, moment, part of the stage, WAITS or OWES]."""
+    """Counts at every moment that could be a stage's worst: [stage, moment, part of the stage, WAITS, OWES or RUNS]."""
     return _held(rule, _shortened(pipe))
 
 
@@ -40,14 +41,17 @@ def _held(rule: Rule, pipe: Pipe) -> FloatArray:
 def _moments(order: list[Pass], parts: tuple[int, ...]) -> FloatArray:
     """Counts of one stage just before something is freed, without those that another moment exceeds."""
     slot = {part: place for place, part in enumerate(parts)}
-    now = np.zeros((len(parts), 2))
+    now = np.zeros((len(parts), 3))
     found: dict[bytes, FloatArray] = {}
     for one in order:
         if one.kind in ("forward", "pair"):
             now[slot[one.part], WAITS] += 1
         if one.kind != "forward":
+            here = slot[one.back[1] if one.back else one.part]
+            now[here, RUNS] = one.kind != "weights"
             found.setdefault(now.tobytes(), now.copy())
-            now[slot[one.back[1] if one.back else one.part], OWES if one.kind == "weights" else WAITS] -= 1
+            now[here, RUNS] = 0
+            now[here, OWES if one.kind == "weights" else WAITS] -= 1
         if one.kind == "data":
             now[slot[one.part], OWES] += 1
     return _undominated(np.array(list(found.values())))

@@ -12,18 +12,16 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Final, Literal
 
-from moesim.cluster import Group
-from moesim.collectives import all_gather, all_reduce, reduce_scatter
 from moesim.compute import AttentionShape, Einsum, attention, einsum_costs, gemm, memory_bound
 from moesim.cost import ESTIMATED
 from moesim.model import Attention, Layer, Projection, projections, row_width
 from moesim.profile import sustained_share
+from moesim.step.links import BF16_BYTES, tp_gather, tp_scatter
 from moesim.step.mamba import inside
 from moesim.step.price import NOTHING, Price, both, price, scaled
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups
 
-BF16_BYTES: Final = 2.0
 # 2.5 x the FLOPs (FlashAttention-2, arXiv:2307.08691 section 3.1.2). Seconds, with its two helpers, over those of the
 # forward kernel in DeepSeek's H800 trace: (267 + 3,583 + 215) / 1,248 us and (269 + 3,863 + 216) / 1,199 us.
 CORE_BACKWARD: Final = 3.44
@@ -198,51 +196,28 @@ def head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool,
     return found._replace(family="dense")
 
 
-def recompute_selective(scenario: Scenario, layer: Layer, tp: int, tokens: float, copies: float) -> Price:
-    """Norms and activations again, which are memory-bound, and what mla projects up from its latent vectors.
+def recomputed(
+    scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, dropped: frozenset[str], copies: float
+) -> Price:
+    """The parts inside blocks that were dropped (``recompute.INSIDE``), again: norms and activations, which are
+    memory-bound; what mla projects up from its latent vectors and how that becomes heads; the attention core.
 
-    ``tokens`` of this rank, ``copies`` of its experts.
+    ``copies`` are rows of this rank's experts. Blocks that are computed again as a whole bring their activation.
     """
-    ffn, hidden = layer.ffn, scenario.model.hidden
-    shared = getattr(ffn, "shared_width", 0)
-    routed = (copies if layer.is_moe else tokens) * ffn.width if ffn else 0.0
-    values = tokens * (2.0 * layer.blocks * hidden + 3.0 * shared) + 3.0 * routed
-    upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
-    return both(_elementwise(scenario, 1.0, values), _gemms(scenario, upward, tokens * tp, tp, "forward"))
-
-
-COLLECTIVES: Final = {"all_gather": all_gather, "all_reduce": all_reduce, "reduce_scatter": reduce_scatter}
-
-
-@lru_cache(maxsize=65536)
-def collective(scenario: Scenario, family: str, op: str, group: Group, size_bytes: float) -> Price:
-    """One of ``COLLECTIVES`` over a group."""
-    return price(family, COLLECTIVES[op](scenario.cluster, group, size_bytes))
-
-
-def tp_gather(scenario: Scenario, group: Group, tokens: float) -> Price:
-    """Sequence-parallel tokens come together before a block: all-gather."""
-    return collective(scenario, "tp", "all_gather", group, _rows(scenario, tokens))
-
-
-def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens: bool) -> Price:
-    """Partial sums leave a block: reduce-scatter, or all-reduce where every rank keeps all tokens."""
-    op = "reduce_scatter" if splits_tokens else "all_reduce"
-    return collective(scenario, "tp", op, group, _rows(scenario, tokens))
-
-
-def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float) -> Price:
-    """Context parallelism: every rank sees all keys and values (all-gather of them over cp)."""
-    a = layer.attention
-    assert a is not None
-    mla = a.kind == "mla"
-    values = a.heads * (a.head_dim + a.v_head_dim) if mla else a.cached_values
-    whole = micro_batch * scenario.workload.queries * values / min(tp, a.heads if mla else a.kv_heads) * BF16_BYTES
-    return collective(scenario, "cp", "all_gather", group, whole)
-
-
-def _rows(scenario: Scenario, tokens: float) -> float:
-    return tokens * scenario.model.hidden * BF16_BYTES
+    ffn, tokens = layer.ffn, tokens_per_tp_group(scenario, micro_batch, cp)
+    values = tokens / tp * 2.0 * layer.blocks * scenario.model.hidden * ("norms" in dropped)
+    if "activations" in dropped and not layer.is_moe:
+        values += 3.0 * tokens / tp * (ffn.width if ffn else 0) * ("mlp" not in dropped)
+    elif "activations" in dropped and "moe" not in dropped:
+        shared = getattr(ffn, "shared_width", 0) * ("shared_experts" not in dropped)
+        values += 3.0 * (tokens / tp * shared + copies * (ffn.width if ffn else 0))
+    found, a = NOTHING, layer.attention
+    if a and "mla_up" in dropped and a.kind == "mla":
+        upward = [p for p in projections(scenario.model, layer) if p.part == "attention" and p.name in UPWARD]
+        found, values = _gemms(scenario, upward, tokens, tp, "forward"), values + tokens / tp * _head_values(a)
+    if a and "core" in dropped:
+        found = both(found, _core(scenario, a, tp, cp, micro_batch))
+    return both(_elementwise(scenario, 1.0, values), found)
 
 
 def _gemms(

@@ -1,20 +1,24 @@
 """What a step adds around its passes: transfers between stages, weights gathered, gradients reduced, optimizer."""
 
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from moesim.cluster import Group
 from moesim.collectives import point_to_point
 from moesim.compute import memory_bound
-from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, ends_by_stage, held_by_stage, layer_on_gpu
+from moesim.memory import (
+    GRADIENT_BYTES,
+    TRAINING_WEIGHT_BYTES,
+    ends_by_stage,
+    held_by_stage,
+    layer_on_gpu,
+    optimizer_bytes,
+)
 from moesim.stages import layers_on_stages, stored_elsewhere
-from moesim.step import blocks
+from moesim.step import blocks, links
 from moesim.step.price import NOTHING, Price, both, price
 from moesim.step.scenario import Scenario
 from moesim.strategy import Strategy, groups, spaced
-
-# Read gradient, master weight and two moments in fp32; write the last three and the bf16 weight.
-OPTIMIZER_TRAFFIC_BYTES: Final = 4 * 4.0 + 3 * 4.0 + 2.0
 
 Parts = tuple[tuple[Group, float], tuple[Group, float]]  # (group, parameters): dense, experts
 
@@ -65,7 +69,7 @@ def _same_node(strategy: Strategy, node: int) -> list[bool]:
 def _transfer(scenario: Scenario, rows: float, same_node: bool) -> Price:
     if scenario.cluster.scale_out is None:
         same_node = True
-    size = rows * scenario.model.hidden * blocks.BF16_BYTES
+    size = rows * scenario.model.hidden * links.BF16_BYTES
     return price("pp", point_to_point(scenario.cluster, size, same_node))
 
 
@@ -89,7 +93,9 @@ def _once_per_step(
     if scenario.model.weight_groups:
         reduce = both(reduce, _among_stages(scenario, layout, stage))
     kept = sum(n / (g.size if zero else 1) for g, n in parts)
-    return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * OPTIMIZER_TRAFFIC_BYTES))
+    # reads gradient, master weight and two moments; writes the last three and the weight
+    traffic = GRADIENT_BYTES + 2.0 * optimizer_bytes(scenario.workload.dtype) + TRAINING_WEIGHT_BYTES
+    return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * traffic))
 
 
 def _among_stages(scenario: Scenario, layout: _Layout, stage: int) -> Price:
@@ -102,10 +108,10 @@ def _among_stages(scenario: Scenario, layout: _Layout, stage: int) -> Price:
         found[stages] = found.get(stages, 0.0) + float(sum(held))
     for stages, size in found.items():
         group = spaced(stages, cluster.gpus // layout.pp, cluster)
-        total = both(total, blocks.collective(scenario, "dp", "all_reduce", group, size * GRADIENT_BYTES))
+        total = both(total, links.collective(scenario, "dp", "all_reduce", group, size * GRADIENT_BYTES))
     return total
 
 
 def _over_both(scenario: Scenario, op: str, parts: Parts, bytes_each: float) -> Price:
     """A collective of the dense parameters, then of the experts'."""
-    return both(*(blocks.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in parts))
+    return both(*(links.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in parts))

@@ -13,7 +13,8 @@ import numpy as np
 from moesim.compute import gemm, memory_bound
 from moesim.cost import ESTIMATED, FloatArray
 from moesim.model import Experts
-from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES, accumulated
+from moesim.step.blocks import BACKWARD_ERROR, accumulated
+from moesim.step.links import BF16_BYTES
 from moesim.step.price import Price, both, price, scaled
 from moesim.step.scenario import Scenario
 

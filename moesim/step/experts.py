@@ -22,8 +22,9 @@ from moesim.model import Experts, Layer, row_width
 from moesim.network import Dense
 from moesim.placement import PLACEMENTS
 from moesim.routing import dispatch, draw_tokens, imbalance
-from moesim.step.blocks import BACKWARD_ERROR, BF16_BYTES, under_load
+from moesim.step.blocks import BACKWARD_ERROR, under_load
 from moesim.step.expert_training import Work, accumulated_experts, trained, with_biases
+from moesim.step.links import BF16_BYTES
 from moesim.step.price import Price, both, price, scaled
 from moesim.step.scenario import BATCH_CLASSES, Scenario, layer_classes
 

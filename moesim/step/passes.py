@@ -103,6 +103,7 @@ def _shapes(layer: Layer, key: Key, before: Layer | None) -> list[LayerShape]:
         ep=layer.is_moe and key.all_to_all != "none" and key.overlap != "tiles",
         etp=layer.is_moe and key.etp > 1 and key.splits and key.overlap != "tiles",
         shared=bool(getattr(layer.ffn, "shared_width", 0)),
+        latent=layer.latent,
         replicated=not key.splits,
         gathers_weights=key.zero == 3,
         reduces_gradients=key.zero >= 2,

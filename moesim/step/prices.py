@@ -11,7 +11,8 @@ from moesim.alltoall import Direction
 from moesim.cluster import Group
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, layer_on_gpu
 from moesim.model import Layer
-from moesim.step import blocks, experts
+from moesim.recompute import INSIDE, parts
+from moesim.step import blocks, experts, links
 from moesim.step.blocks import Part
 from moesim.step.experts import Spread
 from moesim.step.keys import Key, spread, variant_key
@@ -19,6 +20,7 @@ from moesim.step.price import NOTHING, Price, both, scaled
 from moesim.step.scenario import Scenario
 
 Prices = dict[str, Price]
+AGAIN: Final = ("recompute", "latent gather")
 BOTH_WAYS: Final[tuple[tuple[str, Part], ...]] = (("", "forward"), (" grad", "data"))
 
 
@@ -33,8 +35,9 @@ def fixed(scenario: Scenario, layer: Layer, key: Key, what: str, halves: bool, b
         found = _both_ways(scenario, before, key, what)
         blocks_ = ("attention", "ffn")
         prices = prices | {f"{name} before": one for name, one in found.items() if name.split()[0] in blocks_}
-        if what == "selective":
-            prices["recompute"] = both(prices["recompute"], found["recompute"])
+        for again in AGAIN:
+            if again in found:
+                prices[again] = both(prices[again], found[again])
     return prices
 
 
@@ -43,8 +46,7 @@ def _both_ways(scenario: Scenario, layer: Layer, key: Key, what: str) -> Prices:
     prices = _forward(scenario, layer, key)
     if what == "forward":
         return prices
-    prices = prices | _backward(scenario, layer, key)
-    return prices | {"recompute": _selective(scenario, layer, key)} if what == "selective" else prices
+    return prices | _backward(scenario, layer, key) | _again(scenario, layer, key, parts(what))
 
 
 @lru_cache(maxsize=8192)
@@ -139,11 +141,11 @@ def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
     prices: Prices = {}
     if key.tp > 1:
-        prices["tp scatter"] = blocks.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
+        prices["tp scatter"] = links.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
         if key.splits:
-            prices["tp gather"] = blocks.tp_gather(scenario, key.tp_group, tokens)
+            prices["tp gather"] = links.tp_gather(scenario, key.tp_group, tokens)
     if key.cp > 1 and layer.attention:
-        exchange = blocks.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
+        exchange = links.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
         prices |= {"kv exchange": exchange, "kv exchange grad": scaled(exchange, 2.0)}
     return prices | _sharded(scenario, layer, key)
 
@@ -156,7 +158,7 @@ def _sharded(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     sizes = ((key.dp_group, held.dense), (key.expert_group, held.expert))
 
     def over_both(op: str, bytes_each: float) -> Price:
-        return both(*(blocks.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in sizes))
+        return both(*(links.collective(scenario, "dp", op, g, float(n) * bytes_each) for g, n in sizes))
 
     return {
         "weight gather": over_both("all_gather", TRAINING_WEIGHT_BYTES),
@@ -207,10 +209,16 @@ def _feed_forward(scenario: Scenario, layer: Layer, name: str, key: Key, part: P
     return blocks.feed_forward(scenario, layer, name, key.tp, key.cp, key.micro_batch, part)
 
 
-def _selective(scenario: Scenario, layer: Layer, key: Key) -> Price:
-    own = own_tokens(scenario, key)
+def _again(scenario: Scenario, layer: Layer, key: Key, dropped: frozenset[str]) -> Prices:
+    """What the forward pass has no op for: parts inside its blocks, and what they wait for."""
+    if not dropped & INSIDE:
+        return {}
     copies = 0.0
-    if layer.is_moe:
+    if layer.is_moe and "activations" in dropped and "moe" not in dropped:
         rows = experts.load(scenario, spread(scenario, key)).by_expert.sum(axis=-1)
         copies = float(rows.max(axis=-1).mean()) / key.etp  # each expert-TP rank has a part of the width
-    return blocks.recompute_selective(scenario, layer, key.tp if key.splits else 1, own, copies)
+    prices = {"recompute": blocks.recomputed(scenario, layer, key.tp, key.cp, key.micro_batch, dropped, copies)}
+    if "mla_up" in dropped and key.tp > 1 and layer.latent:
+        tokens = blocks.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
+        prices["latent gather"] = links.latent_gather(scenario, layer, key.tp_group, tokens)
+    return prices

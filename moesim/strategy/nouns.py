@@ -16,10 +16,11 @@ from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError, choice
 from moesim.model import Model, in_pairs, indivisible
 from moesim.placement import PLACEMENTS
+from moesim.recompute import canonical
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.workload import Workload
 
-RECOMPUTE: Final = ("none", "selective", "full")
+RECOMPUTE: Final = ("none", "selective", "full")  # what is tried; any set of ``recompute.PARTS`` can be given
 OVERLAPS: Final = ("none", "chunked", "shared", "shortcut", "shortcut2", "shortcut3", "dual_batch", "tiles")
 VIRTUAL: Final = {True: ("interleaved", "combined_1f1b"), False: tuple({*SCHEDULES} - {"interleaved"})}  # stages or not
 CHUNKED: Final = ("chunked", "shortcut", "shortcut2", "shortcut3")  # may cut the all-to-all into chunks
@@ -27,7 +28,6 @@ MOST_CHUNKS: Final = 256
 ZERO_STAGES: Final = (0, 1, 2, 3)
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "zero": ZERO_STAGES,
-    "recompute": RECOMPUTE,
     "all_to_all": tuple(ALGORITHMS),
     "overlap": OVERLAPS,
     "schedule": tuple(SCHEDULES),
@@ -67,6 +67,7 @@ class Strategy:
             value = getattr(self, name)
             if value not in known:
                 raise choice(f"strategy {name}", str(value), [str(k) for k in known])
+        object.__setattr__(self, "recompute", canonical(self.recompute))
         if self.chunks > MOST_CHUNKS:
             raise MoesimError(f"strategy has chunks={self.chunks}: give at most {MOST_CHUNKS}")
         if self.chunks > 1 and self.overlap not in CHUNKED:
