@@ -11,14 +11,18 @@ so that it gets as many layers fewer as make the largest part least, with many p
 with its MTP module in 4, 8 and 16 parts that is the layout of NVIDIA's recipe (Megatron-Bridge,
 recipes/deepseek/deepseek_v3.py: 15 x 4 layers, then 1). Which stage holds which parts is the schedule's choice. MTP
 layers are numbered on after the model's own.
+
+Weights that layers share are stored once by a stage that holds several of them. Stages that hold one each have a copy
+each, and reduce its gradients among them, as Megatron-LM does with tied embeddings. MTP layers share none.
 """
 
+from collections import Counter
 from functools import lru_cache
 
 import numpy as np
 
 from moesim.cost import FloatArray
-from moesim.model import Layer, Model, forward_flops, mtp_flops
+from moesim.model import Layer, Model, forward_flops, groups_among, mtp_flops, repeats
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.strategy import Strategy
 from moesim.workload import Workload
@@ -85,3 +89,27 @@ def layers_on_stages(model: Model, split: Split, pp: int, schedule: str) -> tupl
     """How many layers each stage holds, MTP layers among them."""
     counts = np.array([len(numbers) for numbers in part_layers(model, split)], dtype=float)
     return tuple((parts_on_stages(schedule, pp, len(split) // pp) @ counts).tolist())
+
+
+def layers_of_stages(model: Model, pp: int, split: Split, schedule: str) -> list[tuple[int, ...]]:
+    """Numbers of the layers that each stage holds."""
+    layers, holds = part_layers(model, split), parts_on_stages(schedule, pp, len(split) // pp)
+    return [tuple(number for part in np.flatnonzero(row) for number in layers[part]) for row in holds]
+
+
+@lru_cache(maxsize=1024)
+def stored_again(model: Model, pp: int, split: Split, schedule: str) -> dict[Layer, FloatArray]:
+    """Of each kind of layer that shares weights, how many a stage holds whose weights it has with another: [stage]."""
+    if not model.weight_groups:
+        return {}
+    found = [repeats(model, layers) for layers in layers_of_stages(model, pp, split, schedule)]
+    kinds = {layer for one in found for layer in one}
+    return {layer: np.array([float(one.get(layer, 0)) for one in found]) for layer in kinds}
+
+
+@lru_cache(maxsize=1024)
+def stored_elsewhere(model: Model, pp: int, split: Split, schedule: str) -> list[list[tuple[Layer, int]]]:
+    """By stage, the groups of weights that other stages store too: a layer of it, and on how many stages it is."""
+    there = [groups_among(model, layers) for layers in layers_of_stages(model, pp, split, schedule)]
+    on = Counter(group for groups in there for group in groups)
+    return [[(layer, on[group]) for group, (layer, _) in groups.items() if on[group] > 1] for groups in there]
