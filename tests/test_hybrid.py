@@ -26,6 +26,7 @@ from moesim.model import (
     parameters,
     projections,
     scan_flops,
+    with_mtp,
 )
 from moesim.routing import parse_routing
 from moesim.step.layers import batched
