@@ -181,7 +181,7 @@ def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, split: Spli
     dense, expert = each.T @ counts
     dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
     dense, expert = holds @ dense + ends_by_stage(model, pp, len(split) // pp, schedule) / tp, holds @ expert
-    for layer, times in stored_again(model, pp, split, schedule).items():
+    for layer, times in stored_again(model, split, pp, schedule).items():
         again = times * np.array(layer_on_gpu(model, layer, tp, ep, etp, shared=True))[:, None]
         dense, expert = dense - again[0], expert - again[1]
     return Held(dense, expert)
@@ -277,6 +277,6 @@ def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArra
 def _kv_bytes_by_stage(model: Model, split: Split, tp: int, context: int) -> FloatArray:
     """KV-cache bytes of one sequence on one GPU of each stage."""
     found = np.zeros(len(split))
-    for stage, numbers in enumerate(part_layers(model, split)):
+    for stage, numbers in enumerate(part_layers(split)):
         found[stage] = sum(cache_bytes(model, model.layers[number], context, KV_BYTES, tp) for number in numbers)
     return found

@@ -2,15 +2,16 @@
 
 A model is cut into as many parts as there are stages, times virtual stages. Parts are contiguous and as even as
 it goes; when layers do not divide, the first and the last part, which also hold the embedding and the head, are
-the last to get one more. In training the last part does more than its layers: the head, and of each MTP module
-(arXiv:2412.19437 section 2.2) a further layer, a projection and another pass through the head,
+the last to get one more. In training the layers of MTP modules (arXiv:2412.19437 section 2.2) are numbered on after
+the model's own, and the last part does more than its layers: the head, and of each module a projection and another
+pass through the head,
 
     end  =  forward FLOPs of all that  /  forward FLOPs of a mean layer
 
 so that it gets as many layers fewer as make the largest part least, with many parts none at all. For DeepSeek-V3
 with its MTP module in 4, 8 and 16 parts that is the layout of NVIDIA's recipe (Megatron-Bridge,
-recipes/deepseek/deepseek_v3.py: 15 x 4 layers, then 1). Which stage holds which parts is the schedule's choice. MTP
-layers are numbered on after the model's own.
+recipes/deepseek/deepseek_v3.py: 15 x 4 layers, then 1 and the module's). Which stage holds which parts is the
+schedule's choice.
 
 Weights that layers share are stored once by a stage that holds several of them. Stages that hold one each have a copy
 each, and reduce its gradients among them, as Megatron-LM does with tied embeddings. MTP layers share none.
@@ -22,28 +23,30 @@ from functools import lru_cache
 import numpy as np
 
 from moesim.cost import FloatArray
-from moesim.model import Layer, Model, forward_flops, groups_among, mtp_flops, repeats
+from moesim.model import Layer, Model, forward_flops, groups_among, layer_flops, mtp_flops, repeats
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.strategy import Strategy
 from moesim.workload import Workload
 
-Split = tuple[int, ...]  # layers of each part, without those of MTP modules
+Split = tuple[int, ...]  # layers of each part, in training those of MTP modules among them
 
 
 def split_of(model: Model, workload: Workload, strategy: Strategy) -> Split:
     """The strategy's own split, else the most balanced one; serving does not train what the ends do."""
     if strategy.layers is not None:
         return strategy.layers
-    end = end_of(model, workload.queries) if workload.trains else 0.0
-    return layers_per_part(len(model.layers), strategy.parts, end)
+    if not workload.trains:
+        return layers_per_part(len(model.layers), strategy.parts)
+    return layers_per_part(len(model.layers) + model.mtp_layers, strategy.parts, end_of(model, workload.queries))
 
 
 @lru_cache(maxsize=1024)
 def end_of(model: Model, sequence: int) -> float:
     """What the last part of a training step does after its layers, in mean layers."""
     layers = forward_flops(model, sequence, outputs=0.0)
-    head = forward_flops(model, sequence) - layers
-    return (head + mtp_flops(model, sequence)) * len(model.layers) / layers
+    everything = forward_flops(model, sequence) + mtp_flops(model, sequence)
+    further = model.mtp_layers * layer_flops(model, model.layers[-1], sequence)
+    return (everything - layers - further) * len(model.layers) / layers
 
 
 @lru_cache(maxsize=1024)
@@ -57,10 +60,9 @@ def layers_per_part(layers: int, parts: int, end: float = 0.0) -> Split:
     return (each, *(each + (part <= more) for part in range(1, parts - 1)), last)
 
 
-def part_layers(model: Model, split: Split) -> list[range]:
-    """Numbers of the layers of each part; the MTP layers are in the last one."""
+def part_layers(split: Split) -> list[range]:
+    """Numbers of the layers of each part."""
     ends = np.cumsum(split).tolist()
-    ends[-1] += model.mtp_layers
     return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -69,7 +71,7 @@ def kinds_by_part(model: Model, split: Split) -> tuple[list[Layer], FloatArray]:
     """The kinds of layers, and how many of each a part holds: [kind, part]."""
     kinds = [kind.layer for kind in model.layer_kinds()]
     counts = np.zeros((len(kinds), len(split)))
-    for part, numbers in enumerate(part_layers(model, split)):
+    for part, numbers in enumerate(part_layers(split)):
         for number in numbers:
             counts[kinds.index(model.layer(number)), part] += 1
     return kinds, counts
@@ -85,31 +87,30 @@ def parts_on_stages(schedule: str, stages: int, virtual: int) -> FloatArray:
     return found
 
 
-def layers_on_stages(model: Model, split: Split, pp: int, schedule: str) -> tuple[float, ...]:
-    """How many layers each stage holds, MTP layers among them."""
-    counts = np.array([len(numbers) for numbers in part_layers(model, split)], dtype=float)
-    return tuple((parts_on_stages(schedule, pp, len(split) // pp) @ counts).tolist())
+def layers_on_stages(split: Split, pp: int, schedule: str) -> tuple[float, ...]:
+    """How many layers each stage holds."""
+    return tuple((parts_on_stages(schedule, pp, len(split) // pp) @ np.array(split, dtype=float)).tolist())
 
 
-def layers_of_stages(model: Model, pp: int, split: Split, schedule: str) -> list[tuple[int, ...]]:
+def layers_of_stages(split: Split, pp: int, schedule: str) -> list[tuple[int, ...]]:
     """Numbers of the layers that each stage holds."""
-    layers, holds = part_layers(model, split), parts_on_stages(schedule, pp, len(split) // pp)
+    layers, holds = part_layers(split), parts_on_stages(schedule, pp, len(split) // pp)
     return [tuple(number for part in np.flatnonzero(row) for number in layers[part]) for row in holds]
 
 
 @lru_cache(maxsize=1024)
-def stored_again(model: Model, pp: int, split: Split, schedule: str) -> dict[Layer, FloatArray]:
+def stored_again(model: Model, split: Split, pp: int, schedule: str) -> dict[Layer, FloatArray]:
     """Of each kind of layer that shares weights, how many a stage holds whose weights it has with another: [stage]."""
     if not model.weight_groups:
         return {}
-    found = [repeats(model, layers) for layers in layers_of_stages(model, pp, split, schedule)]
+    found = [repeats(model, layers) for layers in layers_of_stages(split, pp, schedule)]
     kinds = {layer for one in found for layer in one}
     return {layer: np.array([float(one.get(layer, 0)) for one in found]) for layer in kinds}
 
 
 @lru_cache(maxsize=1024)
-def stored_elsewhere(model: Model, pp: int, split: Split, schedule: str) -> list[list[tuple[Layer, int]]]:
+def stored_elsewhere(model: Model, split: Split, pp: int, schedule: str) -> list[list[tuple[Layer, int]]]:
     """By stage, the groups of weights that other stages store too: a layer of it, and on how many stages it is."""
-    there = [groups_among(model, layers) for layers in layers_of_stages(model, pp, split, schedule)]
+    there = [groups_among(model, layers) for layers in layers_of_stages(split, pp, schedule)]
     on = Counter(group for groups in there for group in groups)
     return [[(layer, on[group]) for group, (layer, _) in groups.items() if on[group] > 1] for groups in there]

@@ -186,7 +186,7 @@ def test_virtual_stages_of_a_gpu_share_too():
 
 def test_an_mtp_layer_has_weights_of_its_own():
     two = replace(stack(4, (0,) * 4), mtp_layers=1)
-    main, behind = held_by_stage(two, 1, 1, 1, 2, (2, 2)).expert
+    main, behind = held_by_stage(two, 1, 1, 1, 2, (2, 3)).expert
     assert behind == 2 * main  # the group once, and the module's layer
 
 

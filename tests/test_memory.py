@@ -211,15 +211,15 @@ def held(model, text, split):
 
 
 def test_the_last_stage_holds_the_mtp_module_and_a_copy_of_the_embedding():
-    with_, without = (held(model, "pp=2", (32, 29)) for model in (DEEPSEEK, with_mtp(DEEPSEEK, 0)))
+    with_, without = (held(with_mtp(DEEPSEEK, n), "pp=2", (32, 29 + n)) for n in (1, 0))
     assert with_[0] == without[0]
     assert with_[1] - without[1] == MODULE + EMBEDDING
-    assert held(DEEPSEEK, "", (61,))[0] == parameters(DEEPSEEK) + MODULE  # one stage has the embedding anyway
+    assert held(DEEPSEEK, "", (62,))[0] == parameters(DEEPSEEK) + MODULE  # one stage has the embedding anyway
 
 
 def test_both_ends_of_dualpipe_share_the_embedding_where_they_are():
     # stage 0 and stage 1 hold both parts: embedding, head and module once each
-    assert held(DEEPSEEK, "pp=2 schedule=dualpipe", (32, 29)) == [parameters(DEEPSEEK) + MODULE] * 2
+    assert held(DEEPSEEK, "pp=2 schedule=dualpipe", (32, 30)) == [parameters(DEEPSEEK) + MODULE] * 2
 
 
 def test_an_mtp_module_keeps_its_layer_its_input_and_the_logits_of_its_pass_through_the_head():

@@ -208,7 +208,7 @@ REASONS = [
     ("dp=8", {}, "dp x cp x tp x pp differs from the number of GPUs"),
     ("dp=16 ep=8 etp=4", {}, "ep x etp does not divide dp x cp x tp"),
     ("pp=16", {"layers": 8}, "more pipeline stages than layers"),
-    ("pp=2 layers=20,13", {}, "layers= does not add up to the model's 32"),
+    ("pp=2 layers=20,13", {}, "layers= does not add up to 32 layers and 0 of MTP modules"),
     ("dp=16", {"global_batch": 24}, "dp does not divide the sequences of the batch"),
     ("dp=16 micro_batch=3", {}, "micro_batch does not divide the sequences of a data-parallel rank"),
     ("dp=16 zero=2", {"kind": "prefill"}, "ZeRO beyond stage 1 shards training state only"),

@@ -101,7 +101,7 @@ def _once_per_step(
     parts = ((dp, held.dense[stage]), (expert_dp, held.expert[stage]))
     virtual = len(layout.split) // layout.pp
     outside = ends_by_stage(scenario.model, layout.pp, virtual, layout.schedule)[stage] / layout.tp
-    layers = max(1.0, layers_on_stages(scenario.model, layout.split, layout.pp, layout.schedule)[stage])
+    layers = max(1.0, layers_on_stages(layout.split, layout.pp, layout.schedule)[stage])
     # Stage 3 gathers layers, stages 2 and 3 reduce them inside the passes, each behind its neighbour's compute:
     # all but the first gather and the last reduction of a step, which have no neighbour.
     edge = ((dp, outside + (held.dense[stage] - outside) / layers), (expert_dp, held.expert[stage] / layers))
@@ -123,7 +123,7 @@ def _among_stages(scenario: Scenario, layout: _Layout, stage: int) -> Price:
     does for tied embeddings (megatron/core/distributed/finalize_model_grads.py)."""
     cluster, total = scenario.cluster, NOTHING
     found: dict[int, float] = {}  # parameters by number of stages
-    for layer, stages in stored_elsewhere(scenario.model, *layout[3:])[stage]:
+    for layer, stages in stored_elsewhere(scenario.model, layout.split, layout.pp, layout.schedule)[stage]:
         held = layer_on_gpu(scenario.model, layer, *layout[:3], shared=True)
         found[stages] = found.get(stages, 0.0) + float(sum(held))
     for stages, size in found.items():

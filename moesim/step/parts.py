@@ -155,7 +155,7 @@ def by_class(seconds: FloatArray, classes: int) -> FloatArray:
 @lru_cache(maxsize=256)
 def layer_counts(scenario: Scenario, split: Split) -> dict[Layer, FloatArray]:
     """For each distinct layer, how many of each class a part holds: count[part, class]."""
-    return _counted(scenario, part_layers(scenario.model, split))
+    return _counted(scenario, part_layers(split))
 
 
 @lru_cache(maxsize=64)
@@ -164,7 +164,7 @@ def pair_counts(
 ) -> tuple[dict[Layer, FloatArray], ...]:
     """The same of the layers of every part with each of its partners: those that run beside another one; those of
     the forward that are left over; those of the backward."""
-    layers = part_layers(scenario.model, split)
+    layers = part_layers(split)
     pairs = [(layers[part], layers[partner]) for part, own in enumerate(meet) for partner in own]
     both = [min(len(forward), len(backward)) for forward, backward in pairs]
     return (

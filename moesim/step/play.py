@@ -51,7 +51,7 @@ def passes_of(scenario: Scenario, strategy: Strategy) -> Passes:
 def times_of(scenario: Scenario, strategy: Strategy, parts: PartPasses, end: Ends | None = None) -> StepTimes:
     """Seconds of every op of a strategy's pipeline; ``end`` if known."""
     schedule = strategy.schedule if scenario.workload.trains else "1f1b"
-    layers = layers_on_stages(scenario.model, split_in(scenario, strategy), strategy.pp, schedule)
+    layers = layers_on_stages(split_in(scenario, strategy), strategy.pp, schedule)
     parts_of_stage = len(SCHEDULES[schedule].holds(0, Pipe(strategy.pp, 0, strategy.virtual)))
     return step_times(parts, layers, end or ends(scenario, strategy), parts_of_stage)
 

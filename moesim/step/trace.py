@@ -143,7 +143,7 @@ def _step_s(spans: list[Span]) -> float:
 def _inside(scenario: Scenario, strategy: Strategy, plays: _Plays) -> dict[str, Inside]:
     """What runs inside a pass, by its key in the pipeline."""
     found: dict[str, Inside] = {}
-    parts = part_layers(scenario.model, split_in(scenario, strategy))
+    parts = part_layers(split_in(scenario, strategy))
     last = strategy.parts - 1
 
     def layers(what: str, numbers: Iterable[int], turn: int) -> Inside:

@@ -160,8 +160,8 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
         (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
         (strategy.parts > len(model.layers), "more pipeline stages than layers"),
         (
-            strategy.layers is not None and sum(strategy.layers) != len(model.layers),
-            f"layers= does not add up to the model's {len(model.layers)}",
+            strategy.layers is not None and sum(strategy.layers) != len(model.layers) + model.mtp_layers,
+            f"layers= does not add up to {len(model.layers)} layers and {model.mtp_layers} of MTP modules",
         ),
         (workload.sequences % strategy.dp, "dp does not divide the sequences of the batch"),
         (workload.sequences // strategy.dp % strategy.micro_batch,

@@ -129,7 +129,7 @@ def _moe_layer(scenario: Scenario, strategy: Strategy) -> tuple[Layer, int]:
     if layer is None:
         raise MoesimError(f"model {model.name!r} has no experts: there is nothing to keep outside GPU memory")
     on_stage = parts_on_stages(strategy.schedule, strategy.pp, strategy.virtual)  # [stage, part]
-    parts = part_layers(model, split_in(scenario, strategy))
+    parts = part_layers(split_in(scenario, strategy))
     sparse = [sum(model.layer(number).is_moe for number in part) for part in parts]
     return layer, int((on_stage @ sparse).max())
 

@@ -115,9 +115,9 @@ def _flops_per_token(row: Row) -> float | None:
 
 
 def evenly(model: Model, parts: int) -> tuple[int, ...] | None:
-    """The layers of each part where they divide."""
+    """The layers of each part where they divide, those of MTP modules with the last."""
     each, rest = divmod(len(model.layers), parts)
-    return None if rest else (each,) * parts
+    return None if rest else (*[each] * (parts - 1), each + model.mtp_layers)
 
 
 def precision(name: str, cluster: Cluster) -> str:
