@@ -21,6 +21,7 @@ def together_bytes(model: Model, workload: Workload, strategy: Strategy) -> floa
     if strategy.cp == 1:
         return 0.0
     slices = 2 if strategy.cp_exchange == "ring" else strategy.cp
-    values = max(kv_values(kind.layer.attention, strategy.tp) for kind in model.layer_kinds())
+    attentions = (kind.layer.attention for kind in model.layer_kinds())
+    values = max((kv_values(a, strategy.tp) for a in attentions if a), default=0.0)
     tokens = strategy.micro_batch * workload.queries / strategy.cp
     return slices * tokens * values * KV_BYTES * (2.0 if workload.trains else 1.0)

@@ -21,23 +21,24 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from moesim.compute import building_bytes
 from moesim.context import together_bytes
 from moesim.cost import FloatArray
 from moesim.model import (
     Layer,
     Model,
+    cache_bytes,
     embedding_parameters,
     head_parameters,
-    kv_bytes_per_token,
     layer_parameters,
     mtp_joints,
     projections,
-    stored_tokens,
+    shared_parameters,
     with_mtp,
 )
 from moesim.recompute import Keeping, alive_values, kept_values, owed_values
 from moesim.schedule import SCHEDULES, Pipe, in_flight
-from moesim.stages import Split, kinds_by_part, part_layers, parts_on_stages, split_of
+from moesim.stages import Split, kinds_by_part, part_layers, parts_on_stages, split_of, stored_again
 from moesim.strategy import Strategy
 from moesim.units import GIB
 from moesim.workload import Workload
@@ -125,7 +126,8 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
     """The fields of Memory for every stage."""
     held, split = _held(model, workload, strategy), split_of(model, workload, strategy)
     tokens = tokens_on_gpu(workload, strategy)
-    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, workload.dtype)
+    masked = tokens * (strategy.permute == "einsum")
+    keeping = Keeping(strategy.etp, strategy.recompute, imbalance, workload.dtype, masked)
     pipe = Pipe(strategy.pp, strategy.micro_batches(workload.sequences), strategy.virtual)
     values, last = _activation_values(model, strategy.schedule, pipe, split, keeping)
     # bf16 and their fp32 softmax, one micro-batch through the head and every MTP module
@@ -134,7 +136,9 @@ def _training(model: Model, workload: Workload, strategy: Strategy, imbalance: f
         *(_kept(held, strategy, each, from_zero_stage=zero) for each, zero in _states(workload.dtype)),
         tokens * (values * ACTIVATION_BYTES + logits),
         0.0,
-        _buffers(model, strategy) + together_bytes(model, workload, strategy),
+        _buffers(model, strategy)
+        + together_bytes(model, workload, strategy)
+        + building_bytes(model, tokens * keeping.masked * imbalance),
     )
 
 
@@ -143,16 +147,19 @@ def _serving(model: Model, workload: Workload, strategy: Strategy, imbalance: fl
     held = _held(model, workload, strategy)
     ends = ends_by_stage(model, strategy.pp, 1, "1f1b") / strategy.tp
     matrices = WEIGHT_BYTES[workload.dtype]
-    keeping = Keeping(strategy.etp, "none", imbalance, "bf16")
+    tokens = tokens_on_gpu(workload, strategy)
+    keeping = Keeping(strategy.etp, "none", imbalance, "bf16", tokens * (strategy.permute == "einsum"))
     widest = max(kept_values(model, kind.layer, keeping) for kind in model.layer_kinds())
     whole = 4.0 * model.hidden * strategy.tp  # residual, norm, input and output of a block, not split over tp
     return (
         (held.dense - ends + held.expert) * matrices + ends * WEIGHT_BYTES["bf16"],
         0.0,
         0.0,
-        tokens_on_gpu(workload, strategy) * (widest + whole) * ACTIVATION_BYTES,
+        tokens * (widest + whole) * ACTIVATION_BYTES,
         _kv_cache(model, workload, strategy),
-        FRAMEWORK_BYTES + together_bytes(model, workload, strategy),
+        FRAMEWORK_BYTES
+        + together_bytes(model, workload, strategy)
+        + building_bytes(model, tokens * keeping.masked * imbalance),
     )
 
 
@@ -173,7 +180,11 @@ def held_by_stage(model: Model, tp: int, ep: int, etp: int, pp: int, split: Spli
     each = np.array([layer_on_gpu(model, layer, tp, ep, etp) for layer in kinds])  # [kind, dense and expert]
     dense, expert = each.T @ counts
     dense[-1] += model.hidden * (2 if model.norm_bias else 1)  # the final norm
-    return Held(holds @ dense + ends_by_stage(model, pp, len(split) // pp, schedule) / tp, holds @ expert)
+    dense, expert = holds @ dense + ends_by_stage(model, pp, len(split) // pp, schedule) / tp, holds @ expert
+    for layer, times in stored_again(model, split, pp, schedule).items():
+        again = times * np.array(layer_on_gpu(model, layer, tp, ep, etp, shared=True))[:, None]
+        dense, expert = dense - again[0], expert - again[1]
+    return Held(dense, expert)
 
 
 @lru_cache(maxsize=1024)
@@ -193,9 +204,9 @@ def embedding_copies(model: Model, pp: int, virtual: int, schedule: str) -> Floa
 
 
 @lru_cache(maxsize=4096)
-def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int) -> Held:
-    """Matrices divided where tensor parallelism divides them; norms, router and mla's down parts whole."""
-    counts = layer_parameters(model, layer)
+def layer_on_gpu(model: Model, layer: Layer, tp: int, ep: int, etp: int, *, shared: bool = False) -> Held:
+    """Matrices divided over tp; norms, router, mla's down parts whole. ``shared``: what a group stores once."""
+    counts = (shared_parameters if shared else layer_parameters)(model, layer)
     split = sum(p.parameters for p in projections(model, layer) if p.shard != "none")
     whole = counts.total - counts.experts - split
     return Held(np.asarray(whole + split / tp), np.asarray(counts.experts / (ep * etp)))
@@ -266,8 +277,6 @@ def _kv_cache(model: Model, workload: Workload, strategy: Strategy) -> FloatArra
 def _kv_bytes_by_stage(model: Model, split: Split, tp: int, context: int) -> FloatArray:
     """KV-cache bytes of one sequence on one GPU of each stage."""
     found = np.zeros(len(split))
-    for stage, indices in enumerate(part_layers(split)):
-        for layer in (model.layers[index] for index in indices):
-            over = 1 if layer.attention.kind == "mla" else min(tp, layer.attention.kv_heads)
-            found[stage] += stored_tokens(layer.attention, context) * kv_bytes_per_token(model, layer, KV_BYTES) / over
+    for stage, numbers in enumerate(part_layers(split)):
+        found[stage] = sum(cache_bytes(model, model.layers[number], context, KV_BYTES, tp) for number in numbers)
     return found

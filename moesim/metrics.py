@@ -166,6 +166,8 @@ def limits(scenario: Scenario, strategy: Strategy) -> list[str]:
         told.append("collectives and all-to-all between nodes are a model with assumed start-up times")
     if strategy.overlap not in ("none", "tiles") and not scenario.profile.tables["interference"]:
         told.append("what overlaps slows each other down as in one published trace (H800), not as measured here")
+    if any(kind.layer.mamba for kind in model.layer_kinds()):
+        told.append("Mamba's scan is priced by one published kernel (H800) at its speed per SM: estimated")
     if scenario.workload.trains:
         told.append(_clocks(scenario.cluster.gpu))
         told.append("backward passes are priced at the forward kernels' efficiency")
@@ -188,7 +190,7 @@ def _clocks(gpu: Gpu) -> str:
 
 
 def _has_mla(model: Model) -> bool:
-    return any(kind.layer.attention.kind == "mla" for kind in model.layer_kinds())
+    return any(a.kind == "mla" for kind in model.layer_kinds() if (a := kind.layer.attention))
 
 
 def does_not_fit(gpu: Gpu, found: Memory) -> str | None:

@@ -12,14 +12,18 @@ so that it gets as many layers fewer as make the largest part least, with many p
 with its MTP module in 4, 8 and 16 parts that is the layout of NVIDIA's recipe (Megatron-Bridge,
 recipes/deepseek/deepseek_v3.py: 15 x 4 layers, then 1 and the module's). Which stage holds which parts is the
 schedule's choice.
+
+Weights that layers share are stored once by a stage that holds several of them. Stages that hold one each have a copy
+each, and reduce its gradients among them, as Megatron-LM does with tied embeddings. MTP layers share none.
 """
 
+from collections import Counter
 from functools import lru_cache
 
 import numpy as np
 
 from moesim.cost import FloatArray
-from moesim.model import Layer, Model, forward_flops, layer_flops, mtp_flops
+from moesim.model import Layer, Model, forward_flops, groups_among, layer_flops, mtp_flops, repeats
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.strategy import Strategy
 from moesim.workload import Workload
@@ -86,3 +90,27 @@ def parts_on_stages(schedule: str, stages: int, virtual: int) -> FloatArray:
 def layers_on_stages(split: Split, pp: int, schedule: str) -> tuple[float, ...]:
     """How many layers each stage holds."""
     return tuple((parts_on_stages(schedule, pp, len(split) // pp) @ np.array(split, dtype=float)).tolist())
+
+
+def layers_of_stages(split: Split, pp: int, schedule: str) -> list[tuple[int, ...]]:
+    """Numbers of the layers that each stage holds."""
+    layers, holds = part_layers(split), parts_on_stages(schedule, pp, len(split) // pp)
+    return [tuple(number for part in np.flatnonzero(row) for number in layers[part]) for row in holds]
+
+
+@lru_cache(maxsize=1024)
+def stored_again(model: Model, split: Split, pp: int, schedule: str) -> dict[Layer, FloatArray]:
+    """Of each kind of layer that shares weights, how many a stage holds whose weights it has with another: [stage]."""
+    if not model.weight_groups:
+        return {}
+    found = [repeats(model, layers) for layers in layers_of_stages(split, pp, schedule)]
+    kinds = {layer for one in found for layer in one}
+    return {layer: np.array([float(one.get(layer, 0)) for one in found]) for layer in kinds}
+
+
+@lru_cache(maxsize=1024)
+def stored_elsewhere(model: Model, split: Split, pp: int, schedule: str) -> list[list[tuple[Layer, int]]]:
+    """By stage, the groups of weights that other stages store too: a layer of it, and on how many stages it is."""
+    there = [groups_among(model, layers) for layers in layers_of_stages(split, pp, schedule)]
+    on = Counter(group for groups in there for group in groups)
+    return [[(layer, on[group]) for group, (layer, _) in groups.items() if on[group] > 1] for groups in there]

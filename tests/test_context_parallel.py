@@ -67,14 +67,14 @@ def test_a_rank_of_four_sends_34_megabytes_to_the_next_one():
     group = pass_key(scenario(), Strategy(dp=2, cp=4, ep=8)).cp_group
     size = 8192 * 8 * (128 + 128) * 2  # tokens, heads, key and value
     expected = point_to_point(scenario().cluster, size, same_node=True).seconds
-    assert ring.send(scenario(), LAYER, group, tp=1, micro_batch=1, slices=1).seconds == expected
+    assert ring.send(scenario(), LAYER.attention, group, tp=1, micro_batch=1, slices=1).seconds == expected
 
 
 def test_a_ring_that_leaves_the_node_goes_at_the_hop_between_nodes():
     given_ = scenario(nodes=2)
     group = pass_key(given_, Strategy(cp=16, ep=8)).cp_group
     expected = point_to_point(given_.cluster, 2048 * 2048 * 2, same_node=False).seconds
-    assert ring.send(given_, LAYER, group, tp=1, micro_batch=1, slices=1).seconds == expected
+    assert ring.send(given_, LAYER.attention, group, tp=1, micro_batch=1, slices=1).seconds == expected
 
 
 def test_latent_attention_sends_keys_and_values_of_every_head():
@@ -85,8 +85,8 @@ def test_latent_attention_sends_keys_and_values_of_every_head():
 
 
 def test_the_steps_of_a_ring_are_the_core_and_the_sums_of_what_they_find():
-    whole = float(blocks.core(scenario(), LAYER, 1, 4, 1, "forward").seconds.sum())
-    steps = 4 * float(ring.core_step(scenario(), LAYER, 1, 4, 1, "forward").seconds.sum())
+    whole = float(blocks.core(scenario(), LAYER.attention, 1, 4, 1, "forward").seconds.sum())
+    steps = 4 * float(ring.core_step(scenario(), LAYER.attention, 1, 4, 1, "forward").seconds.sum())
     moved = 3 * 3 * 8192 * 4096 * 2  # sums, values, tokens, heads x head_dim, bytes
     rate = scenario().cluster.gpu.memory_bytes_per_s
     assert moved / rate < steps - whole < 2 * moved / rate

@@ -31,6 +31,7 @@ from moesim.model import (
     mtp_parameters,
     parameters,
     projections,
+    scan_flops,
     stored_tokens,
     training_flops,
 )
@@ -154,8 +155,9 @@ def test_flops_are_two_per_multiply_add():
 def test_forward_flops_are_twice_the_active_weights_plus_attention(name):
     # biases, norms and sinks are no multiply-adds: they explain the rest, below half a percent
     model = MODELS[name]
-    attention = sum(attention_flops(layer.attention, 1.0, 0.0) for layer in model.layers)
-    matrices = (forward_flops(model, 1) - attention) / 2
+    between = sum(attention_flops(layer.attention, 1.0, 0.0) for layer in model.layers if layer.attention)
+    between += sum(sum(scan_flops(layer.mamba, 1.0)) for layer in model.layers if layer.mamba)
+    matrices = (forward_flops(model, 1) - between) / 2
     assert 0 <= active_parameters(model, embedding=False) - matrices < 0.005 * matrices
 
 

@@ -32,7 +32,7 @@ CONFIGURATION_KEYS = [
 ]  # fmt: skip
 STRATEGY_KEYS = [
     "dp", "tp", "ep", "etp", "pp", "cp", "cp_exchange", "micro_batch", "zero", "recompute", "all_to_all", "chunks",
-    "overlap", "schedule", "virtual", "placement", "capacity_factor", "layers",
+    "overlap", "schedule", "virtual", "placement", "permute", "capacity_factor", "layers",
 ]  # fmt: skip
 METRIC_KEYS = [
     "tokens_per_s", "tokens_per_s_per_gpu", "mfu", "memory_bytes_per_gpu", "exposed_comm_fraction", "imbalance",

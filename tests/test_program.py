@@ -143,13 +143,21 @@ def test_a_token_waits_for_the_one_before_it():
 
 
 flags = dict.fromkeys(
-    ("moe", "tp", "cp", "ep", "etp", "shared", "latent", "replicated", "gathers_weights", "reduces_gradients"),
+    ("moe", "ffn", "tp", "cp", "ep", "etp", "shared", "latent", "replicated", "gathers_weights", "reduces_gradients"),
     st.booleans(),
 )
 shapes = st.builds(
     LayerShape, chunks=st.sampled_from([1, 2, 4]), overlap=st.sampled_from(sorted(LAYERS)), slot=st.integers(0, 1),
-    ring=st.sampled_from([0, 2, 3]), **flags,
-).map(lambda shape: shape if shape.overlap in CHUNKED else shape._replace(chunks=1))  # fmt: skip
+    mixer=st.sampled_from(["attention", "mamba", "norm"]), ring=st.sampled_from([0, 2, 3]), **flags,
+).map(lambda shape: possible(shape if shape.overlap in CHUNKED else shape._replace(chunks=1)))  # fmt: skip
+
+
+def possible(shape):
+    """Not empty; a ring is attention's, a shortcut is for layers that have both blocks."""
+    if shape.overlap.startswith("shortcut"):
+        return shape._replace(mixer="attention", ffn=True)
+    ring = shape.ring if shape.mixer == "attention" else 0
+    return shape._replace(ffn=shape.ffn or shape.moe or shape.mixer == "norm", ring=ring)
 
 
 @given(shapes, st.sampled_from(["none", "selective", "full", "mla_up+moe", "mlp+shared_experts"]))

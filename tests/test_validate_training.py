@@ -72,7 +72,7 @@ def test_a_run_is_judged_in_tokens_per_second_and_gpu(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model": "Nemotron_3_Nano"}, "no model preset is Nemotron_3_Nano"),
+        ({"model": "Nemotron_3_Ultra"}, "no model preset is Nemotron_3_Ultra"),
         ({"gpu": "MI300X"}, "no cluster preset has a MI300X"),
         ({"tp": ""}, "tp is not given"),
         ({"tok_s_gpu": 0}, "tok_s_gpu is not above zero"),

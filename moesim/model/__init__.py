@@ -1,17 +1,23 @@
 """What is computed.
 
-layers    Attention, DenseFfn, Experts, Layer, Model
+mixers    Attention, Mamba
+layers    DenseFfn, Experts, Layer, Model
 weights   projections and parameter counts
+sharing   groups of layers that store their weights once
+splits    how far layers divide over GPUs
 pairs     dense and MoE layers that take turns
-work      attended pairs, FLOPs, KV bytes
+work      attended pairs, FLOPs, cached bytes
 presets   MODELS
-hf        load_model: a preset, or a Hugging Face config.json
+hf        load_model: a preset, or a Hugging Face config.json; hybrid: those of Nemotron-H
 """
 
 from moesim.model.hf import load_model
-from moesim.model.layers import Attention, DenseFfn, Experts, Layer, LayerKind, Model, Published, with_mtp
+from moesim.model.layers import DenseFfn, Experts, Layer, LayerKind, Model, Published, with_mtp
+from moesim.model.mixers import Attention, Mamba
 from moesim.model.pairs import dense_before, in_pairs
 from moesim.model.presets import MODELS
+from moesim.model.sharing import groups_among, repeats
+from moesim.model.splits import indivisible
 from moesim.model.weights import (
     LayerParameters,
     Projection,
@@ -28,12 +34,15 @@ from moesim.model.weights import (
     parameters,
     projections,
     row_width,
+    shared_parameters,
 )
 from moesim.model.work import (
     TRAINING_PASSES,
+    ScanFlops,
     active_matrix_weights,
     attended,
     attention_flops,
+    cache_bytes,
     flops_per_token,
     forward_flops,
     kv_bytes,
@@ -41,6 +50,7 @@ from moesim.model.work import (
     kv_values,
     layer_flops,
     mtp_flops,
+    scan_flops,
     stored_tokens,
     training_flops,
 )
@@ -54,23 +64,28 @@ __all__ = [
     "Layer",
     "LayerKind",
     "LayerParameters",
+    "Mamba",
     "Model",
     "Projection",
     "Published",
+    "ScanFlops",
     "active_layer_parameters",
     "active_matrix_weights",
     "active_parameters",
     "attended",
     "attention_flops",
     "attention_projections",
+    "cache_bytes",
     "dense_before",
     "embedding_parameters",
     "expert_parameters",
     "expert_projections",
     "flops_per_token",
     "forward_flops",
+    "groups_among",
     "head_parameters",
     "in_pairs",
+    "indivisible",
     "kv_bytes",
     "kv_bytes_per_token",
     "kv_values",
@@ -82,7 +97,10 @@ __all__ = [
     "mtp_parameters",
     "parameters",
     "projections",
+    "repeats",
     "row_width",
+    "scan_flops",
+    "shared_parameters",
     "stored_tokens",
     "training_flops",
     "with_mtp",

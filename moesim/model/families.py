@@ -17,6 +17,11 @@ class Family(NamedTuple):
     shared_gate: bool = False
     score_correction: bool | None = None
     norm_bias: bool = False
+    hybrid: bool = False  # a pattern says which block each layer is
+    attention_experts: bool = (
+        False  # as many as feed-forward ones; a token's queries are top_k times its key-value heads
+    )
+    tied: bool = False  # unless the config says otherwise
     unused: tuple[str, ...] = ()  # keys that its code never reads
 
 
@@ -25,12 +30,19 @@ FAMILIES: Final = {
     "deepseek_v3": Family(),
     "glm4_moe": Family(output_bias=False, score_correction=True),
     "gpt_oss": Family(sinks=True, expert_bias=True, unused=("initial_context_length",)),
+    "jetmoe": Family(attention_experts=True, tied=True, unused=("num_attention_heads",)),
     "kimi_k2": Family(),
     "llama": Family(),
     "llama4_text": Family(qk_norm="none"),  # its norm on queries and keys has no weights
     "minimax_m2": Family(unused=("mlp_intermediate_size", "shared_moe_mode")),
     "mistral": Family(),
     "mixtral": Family(),
+    "mobilellm": Family(),
+    "nemotron_h": Family(
+        score_correction=True,
+        hybrid=True,
+        unused=("rescale_prenorm_residual", "use_mamba_kernels", "moe_shared_expert_overlap", "num_logits_to_keep"),
+    ),
     "olmoe": Family(qk_norm="full"),
     "olmo2": Family(qk_norm="full"),
     "phimoe": Family(norm_bias=True),

@@ -1,6 +1,6 @@
 """Reading a model: a preset's name, or a Hugging Face config.json or its folder.
 
-    keys  -->  Attention per layer  +  DenseFfn or Experts per layer  -->  Model
+    keys  -->  Attention per layer  +  DenseFfn or Experts per layer  -->  Model      (Nemotron-H: ``hybrid``)
 
 Sizes come from the usual keys, whatever the family. What a checkpoint holds but its config does not say
 (biases, norms on queries and keys, sinks) stands in ``families``; one not listed there reads like Llama,
@@ -14,12 +14,16 @@ from typing import Any, Final, Literal
 from moesim.errors import MoesimError, choice
 from moesim.model.config import Config, read_config
 from moesim.model.families import FAMILIES, Family
-from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Model
+from moesim.model.hybrid import hybrid_layers
+from moesim.model.layers import DenseFfn, Experts, Layer, Model
+from moesim.model.mixers import Attention
 from moesim.model.presets import MODELS
+from moesim.model.sharing import shared_layers
 
 _EXPERT_KEYS: Final = (  # of no consequence where no layer has experts
     *("moe_intermediate_size", "num_experts_per_tok", "experts_per_token", "n_group", "topk_group"),
     *("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"),
+    "moe_shared_expert_intermediate_size",
 )
 
 
@@ -39,17 +43,22 @@ def model_from_config(config: Config, name: str) -> Model:
     family = FAMILIES.get(model_type, Family())
     known = model_type in FAMILIES
     config.ignore(*family.unused)
-    if config.text("hidden_act", "silu") not in ("silu", "swish", "swiglu"):
-        raise config.wrong("hidden_act", "moesim reads gated feed-forward parts with silu")
+    for key in ("hidden_act", "activation_function"):
+        if config.text(key, "silu") not in ("silu", "swish", "swiglu"):
+            raise config.wrong(key, "moesim reads gated feed-forward parts with silu")
+    if not config.flag("glu", True):
+        raise config.wrong("glu", "moesim reads gated feed-forward parts with silu")
     dtype, expert_dtype = _dtypes(config)
-    attentions = _attentions(config, family)
-    feed_forwards = _feed_forwards(config, family, len(attentions))
+    layers = _layers(config, family)
+    times, groups = shared_layers(config, len(layers))
+    tied = config.flag("tie_word_embeddings", *((family.tied,) if known else ()))
     model = Model(
         name=name,
         hidden=config.integer("hidden_size"),
         vocab=config.integer("vocab_size"),
-        layers=tuple(Layer(attention=a, ffn=f) for a, f in zip(attentions, feed_forwards, strict=True)),
-        tied_embeddings=config.flag("tie_word_embeddings", *((False,) if known else ())),
+        layers=tuple(layer for layer in layers for _ in range(times)),
+        weight_groups=groups,
+        tied_embeddings=config.flag("share_embedding", False) or tied,
         norm_bias=family.norm_bias,
         head_bias=config.flag("lm_head_bias", False),
         mtp_layers=config.integer("num_nextn_predict_layers", default=0),
@@ -68,9 +77,19 @@ def _name(path: Path) -> str:
     return path.stem.removesuffix("_config")
 
 
+def _layers(config: Config, family: Family) -> tuple[Layer, ...]:
+    if family.hybrid:
+        count = config.integer("n_routed_experts", default=0)
+        config.ignore(*(() if count else _EXPERT_KEYS))
+        return hybrid_layers(config, _gqa(config, family), _experts(config, family, count, None) if count else None)
+    attentions = _attentions(config, family)
+    feed_forwards = _feed_forwards(config, family, len(attentions))
+    return tuple(Layer(attention=a, ffn=f) for a, f in zip(attentions, feed_forwards, strict=True))
+
+
 def _attentions(config: Config, family: Family) -> list[Attention]:
     """One per layer: a common shape, with the window or chunk of each."""
-    layers = config.integer("num_hidden_layers")
+    layers = config.integer("num_hidden_layers", "num_layers")
     if layers < 1:
         raise config.wrong("num_hidden_layers", "give 1 or more")
     shape = (_mla if config.has("kv_lora_rank") else _gqa)(config, family)
@@ -84,8 +103,10 @@ def _attentions(config: Config, family: Family) -> list[Attention]:
 
 
 def _gqa(config: Config, family: Family) -> Attention:
-    heads = config.integer("num_attention_heads")
-    head_dim = config.integer("head_dim", default=None)
+    experts, top_k = _chosen(config) if family.attention_experts else (1, 1)
+    kv_heads = config.integer("num_key_value_heads", default=None)
+    heads = top_k * kv_heads if family.attention_experts and kv_heads else config.integer("num_attention_heads")
+    head_dim = config.integer("head_dim", "kv_channels", default=None)
     if head_dim is None:
         hidden = config.integer("hidden_size")
         if heads < 1 or hidden % heads:
@@ -94,14 +115,22 @@ def _gqa(config: Config, family: Family) -> Attention:
     bias = config.flag("attention_bias", False)
     return Attention(
         heads=heads,
-        kv_heads=config.integer("num_key_value_heads", default=heads),
+        kv_heads=heads if kv_heads is None else kv_heads,
         head_dim=head_dim,
         v_head_dim=config.integer("v_head_dim", default=head_dim),
         qkv_bias=_said(family.qkv_bias, config.flag("qkv_bias", bias)),
-        output_bias=_said(family.output_bias, bias),
+        output_bias=_said(family.output_bias, config.flag("bias", True) if family.attention_experts else bias),
         qk_norm=_qk_norm(config, family),
         sinks=family.sinks,
+        experts=experts,
+        top_k=top_k,
     )
+
+
+def _chosen(config: Config) -> tuple[int, int]:
+    """How many experts there are, and how many of them a token uses."""
+    count = config.integer("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", default=0)
+    return count, config.integer("num_experts_per_tok", "experts_per_token", "moe_top_k") if count else 1
 
 
 def _mla(config: Config, family: Family) -> Attention:
@@ -186,10 +215,10 @@ def _checked(config: Config, types: list[str]) -> list[str]:
 
 def _feed_forwards(config: Config, family: Family, layers: int) -> list[DenseFfn | Experts]:
     """One per layer: experts on the MoE layers, dense elsewhere."""
-    width = config.integer("intermediate_size", default=None)
+    width = config.integer("intermediate_size", "ffn_hidden_size", default=None)
     dense_width = config.integer("intermediate_size_mlp", default=width)
     bias = config.flag("mlp_bias", False)
-    count = config.integer("num_experts", "num_local_experts", "n_routed_experts", default=0)
+    count = _chosen(config)[0]
     sparse = [moe and count > 0 for moe in _moe_layers(config, layers)]
     dense = experts = None
     if not all(sparse):
@@ -210,6 +239,7 @@ def _experts(config: Config, family: Family, count: int, width: int | None) -> E
     shared_width = config.integer(
         "shared_expert_intermediate_size",
         "shared_intermediate_size",
+        "moe_shared_expert_intermediate_size",
         default=config.integer("n_shared_experts", "num_shared_experts", default=0) * expert_width,
     )
     if config.has("intermediate_size_mlp"):  # Llama 4: one shared expert beside the routed ones
@@ -218,9 +248,10 @@ def _experts(config: Config, family: Family, count: int, width: int | None) -> E
     corrected = routing_bias or config.values.get("topk_method") == "noaux_tc"
     return Experts(
         experts=count,
-        top_k=config.integer("num_experts_per_tok", "experts_per_token"),
+        top_k=_chosen(config)[1],
         width=expert_width,
         bias=family.expert_bias,
+        output_bias=family.attention_experts and config.flag("bias", True),
         shared_width=shared_width,
         shared_gate=family.shared_gate and shared_width > 0,
         router_bias=family.expert_bias,

@@ -1,7 +1,9 @@
 """What is computed: a transformer as a tuple of layers, each one attention and one feed-forward part.
 
     Model  =  embedding, layers, final norm, head
-    Layer  =  Attention (gqa or mla; full, window or chunk)  +  DenseFfn or Experts
+    Layer  =  Attention (gqa or mla; full, window or chunk) or Mamba  +  DenseFfn or Experts
+
+A layer of a hybrid model may have one of the two parts alone.
 
 Everything else (weights, FLOPs, bytes) is derived from these nouns in ``weights`` and ``work``.
 """
@@ -12,60 +14,10 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from moesim.errors import MoesimError
+from moesim.model.mixers import Attention, Mamba, positive
 
 DTYPES: Final = ("bf16", "fp8", "fp8_block", "int4", "mxfp4")
 MOST_MTP: Final = 7  # eight tokens ahead: the most that arXiv:2404.19737 tries (section 3.2)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attention:
-    """Attention of one layer. ``gqa`` covers MHA (kv_heads = heads) and MQA (kv_heads = 1).
-
-    ``mla`` is DeepSeek's latent attention (arXiv:2405.04434 section 2.1): head_dim is the part without
-    position plus ``rope_head_dim``, and a token leaves kv_lora_rank + rope_head_dim values behind.
-    A query sees itself and what precedes it: all of it, the last ``window`` tokens, or its own ``chunk``.
-    """
-
-    kind: Literal["gqa", "mla"] = "gqa"
-    heads: int
-    kv_heads: int
-    head_dim: int  # of queries and keys
-    v_head_dim: int
-    window: int | None = None
-    chunk: int | None = None
-    q_lora_rank: int | None = None  # mla: None when queries are projected in one step
-    kv_lora_rank: int = 0  # mla
-    rope_head_dim: int = 0  # mla
-    qkv_bias: bool = False  # mla: on the down projections
-    output_bias: bool = False
-    qk_norm: Literal["none", "head", "full"] = "none"  # weights per head_dim, or per whole projection
-    sinks: bool = False  # one learned logit per head (gpt-oss)
-
-    def __post_init__(self) -> None:
-        _positive("attention", heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
-        _positive("attention", v_head_dim=self.v_head_dim, window=self.window, chunk=self.chunk)
-        if self.heads % self.kv_heads:
-            raise MoesimError(
-                f"{self.heads} attention heads do not divide over {self.kv_heads} key-value heads: "
-                "make heads a multiple of kv_heads"
-            )
-        if self.window is not None and self.chunk is not None:
-            raise MoesimError(f"attention has window {self.window} and chunk {self.chunk}: give one of them")
-        if self.kind == "mla":
-            _positive("attention (mla)", kv_lora_rank=self.kv_lora_rank, rope_head_dim=self.rope_head_dim)
-            _positive("attention (mla)", q_lora_rank=self.q_lora_rank, nope_head_dim=self.nope_head_dim)
-
-    @property
-    def nope_head_dim(self) -> int:
-        """Query and key values per head without position (all of them outside mla)."""
-        return self.head_dim - self.rope_head_dim
-
-    @property
-    def cached_values(self) -> int:
-        """Values one token leaves in the KV cache of this layer."""
-        if self.kind == "mla":
-            return self.kv_lora_rank + self.rope_head_dim
-        return self.kv_heads * (self.head_dim + self.v_head_dim)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +29,7 @@ class DenseFfn:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _positive("dense feed-forward", width=self.width)
+        positive("dense feed-forward", width=self.width)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +41,7 @@ class Experts:
     width: int  # of one expert
     gated: bool = True
     bias: bool = False  # on the expert's matrices (gpt-oss)
+    output_bias: bool = False  # one on the sum of a token's experts (JetMoE)
     shared_width: int = 0  # of all shared experts together
     shared_gate: bool = False  # a learned scalar on the shared output (Qwen1.5/2-MoE)
     router_bias: bool = False  # on the router's matrix (gpt-oss)
@@ -98,8 +51,8 @@ class Experts:
     travels_at: int = 0  # width of a token on its way: descended before, ascended after (BigMac); 0: the model's
 
     def __post_init__(self) -> None:
-        _positive("experts", experts=self.experts, top_k=self.top_k, width=self.width)
-        _positive("experts", groups=self.groups, top_groups=self.top_groups)
+        positive("experts", experts=self.experts, top_k=self.top_k, width=self.width)
+        positive("experts", groups=self.groups, top_groups=self.top_groups)
         if self.shared_width < 0 or self.travels_at < 0:
             raise MoesimError(
                 f"experts have shared_width {self.shared_width}, travels_at {self.travels_at}: give 0 or more"
@@ -118,14 +71,37 @@ class Experts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layer:
-    """One transformer layer with its two norms."""
+    """One layer: attention or Mamba, and a feed-forward part, each with a norm before and a sum after it."""
 
-    attention: Attention
-    ffn: DenseFfn | Experts
+    attention: Attention | None = None
+    mamba: Mamba | None = None
+    ffn: DenseFfn | Experts | None = None
+
+    def __post_init__(self) -> None:
+        if self.attention and self.mamba:
+            raise MoesimError("a layer has both attention and mamba: make two layers of it")
+        if not (self.attention or self.mamba or self.ffn):
+            raise MoesimError("a layer is empty: give it attention, mamba or ffn")
 
     def __hash__(self) -> int:
         """Shallow, as Model's is; layers of one model differ in what is hashed here."""
-        return hash((self.attention.heads, self.attention.window, self.attention.chunk, self.ffn.width))
+        a, m, f = self.attention, self.mamba, self.ffn
+        return hash((a and (a.heads, a.window, a.chunk), m and m.heads, f and f.width))
+
+    @property
+    def mixer(self) -> Literal["attention", "mamba", "norm"]:
+        """What tokens meet before the feed-forward part: "norm" where there is nothing else."""
+        return "attention" if self.attention else "mamba" if self.mamba else "norm"
+
+    @property
+    def blocks(self) -> int:
+        """Parts that have a norm and a sum: one or two."""
+        return (self.mixer != "norm") + (self.ffn is not None)
+
+    @property
+    def latent(self) -> bool:
+        """Whether queries, keys and values are projected up from latent vectors."""
+        return self.attention is not None and self.attention.kind == "mla"
 
     @property
     def is_moe(self) -> bool:
@@ -160,6 +136,7 @@ class Model:
     tied_embeddings: bool = False
     norm_bias: bool = False
     head_bias: bool = False
+    weight_groups: tuple[int, ...] = ()  # of each layer: those of one group share weights (``sharing``); (): none do
     mtp_layers: int = 0  # multi-token-prediction modules behind the main model: what training adds, serving leaves out
     dtype: str = "bf16"  # of the checkpoint's matrices; 16- and 32-bit floats all count as bf16
     expert_dtype: str = "bf16"  # of its routed experts
@@ -167,9 +144,21 @@ class Model:
     published: Published | None = None
 
     def __post_init__(self) -> None:
-        _positive(f"model {self.name!r}", hidden=self.hidden, vocab=self.vocab, layers=len(self.layers))
+        positive(f"model {self.name!r}", hidden=self.hidden, vocab=self.vocab, layers=len(self.layers))
         if self.mtp_layers < 0:
             raise MoesimError(f"model {self.name!r} has mtp_layers {self.mtp_layers}: give 0 or more")
+        if self.mtp_layers and self.layers[-1].blocks < 2:
+            raise MoesimError(
+                f"model {self.name!r} has mtp_layers {self.mtp_layers} after a layer of one block: give 0, moesim has "
+                "MTP modules of attention and a feed-forward part only"
+            )
+        if self.weight_groups and len(self.weight_groups) != len(self.layers):
+            raise MoesimError(
+                f"model {self.name!r} has {len(self.weight_groups)} weight_groups for {len(self.layers)} layers: "
+                "give one for each layer, or none"
+            )
+        if len(set(zip(self.weight_groups, self.layers, strict=False))) > len(set(self.weight_groups)):
+            raise MoesimError(f"model {self.name!r} shares weights between unlike layers: give those a group each")
         for dtype in (self.dtype, self.expert_dtype):
             if dtype not in DTYPES:
                 raise MoesimError(f"model {self.name!r} has dtype {dtype!r}: choose from {', '.join(DTYPES)}")
@@ -208,9 +197,3 @@ def with_mtp(model: Model, depths: int) -> Model:
 @lru_cache(maxsize=256)
 def _layer_kinds(model: Model) -> tuple[LayerKind, ...]:
     return tuple(LayerKind(layer, count) for layer, count in Counter(model.layers).items())
-
-
-def _positive(what: str, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise MoesimError(f"{what} has {name} {value}: give 1 or more")

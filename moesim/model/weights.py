@@ -1,19 +1,24 @@
 """Which weight matrices a layer has; parameter counts, GEMM shapes and FLOPs all derive from this list.
 
-projections(model, layer)         attention, dense or shared feed-forward, router
+projections(model, layer)         attention or mamba, dense or shared feed-forward, router
 expert_projections(model, layer)  one routed expert
 """
 
 from typing import Literal, NamedTuple
 
-from moesim.model.layers import Attention, Experts, Layer, Model
+from moesim.model.layers import DenseFfn, Experts, Layer, Model
+from moesim.model.mixers import Attention, Mamba
+from moesim.model.sharing import groups_among, repeats
 
 Shard = Literal["out", "in", "none"]
-Part = Literal["attention", "dense", "shared", "router", "expert"]
+Part = Literal["attention", "mamba", "dense", "shared", "router", "expert"]
 
 
 class Projection(NamedTuple):
-    """One weight matrix [inputs, outputs]; ``shard`` is the side that tensor parallelism splits."""
+    """One weight matrix [inputs, outputs]; ``shard`` is the side that tensor parallelism splits.
+
+    Or one matrix for each of ``experts``, of which a token meets ``top_k``; they have one bias together.
+    """
 
     name: str
     part: Part
@@ -21,16 +26,24 @@ class Projection(NamedTuple):
     outputs: int
     shard: Shard
     bias: bool = False
+    experts: int = 1
+    top_k: int = 1
 
     @property
     def parameters(self) -> int:
-        return self.inputs * self.outputs + (self.outputs if self.bias else 0)
+        return self.experts * self.inputs * self.outputs + (self.outputs if self.bias else 0)
+
+    @property
+    def met(self) -> int:
+        """Weights that one token is multiplied with."""
+        return self.top_k * self.inputs * self.outputs
 
 
 class LayerParameters(NamedTuple):
     """Parameters of one layer by part; ``experts`` counts all routed experts."""
 
     attention: int
+    mamba: int
     dense: int
     shared: int
     router: int
@@ -44,10 +57,14 @@ class LayerParameters(NamedTuple):
 
 def projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
     """Every weight matrix of the layer except its routed experts, in the order they are applied."""
-    hidden, ffn = model.hidden, layer.ffn
-    attention = attention_projections(layer.attention, hidden)
-    if not isinstance(ffn, Experts):
-        return attention + _feed_forward("dense", hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
+    attention = attention_projections(layer.attention, model.hidden) if layer.attention else ()
+    mamba = mamba_projections(layer.mamba, model.hidden) if layer.mamba else ()
+    return attention + mamba + (_ffn_projections(layer.ffn, model.hidden) if layer.ffn else ())
+
+
+def _ffn_projections(ffn: DenseFfn | Experts, hidden: int) -> tuple[Projection, ...]:
+    if isinstance(ffn, DenseFfn):
+        return _feed_forward("dense", hidden, ffn.width, gated=ffn.gated, bias=ffn.bias)
     router: tuple[Projection, ...] = (Projection("router", "router", hidden, ffn.experts, "none", ffn.router_bias),)
     if ffn.travels_at:
         router += (
@@ -59,20 +76,22 @@ def projections(model: Model, layer: Layer) -> tuple[Projection, ...]:
         shared = _feed_forward("shared", hidden, ffn.shared_width, gated=ffn.gated, bias=False)
     if ffn.shared_gate:
         shared += (Projection("shared_gate", "shared", hidden, 1, "none"),)
-    return attention + router + shared
+    return router + shared
 
 
 def attention_projections(attention: Attention, hidden: int) -> tuple[Projection, ...]:
     """Queries, keys, values, output; tensor parallelism replicates the down projections of mla."""
     a = attention
     part: Part = "attention"
-    output = Projection("o", part, a.heads * a.v_head_dim, hidden, "in", a.output_bias)
+    heads, chosen = a.heads // a.top_k, (a.experts, a.top_k)
+    output = Projection("o", part, heads * a.v_head_dim, hidden, "in", a.output_bias, *chosen)
     if a.kind == "gqa":
         return (
-            Projection("q", part, hidden, a.heads * a.head_dim, "out", a.qkv_bias),
+            Projection("q", part, hidden, heads * a.head_dim, "out", a.qkv_bias, *chosen),
             Projection("k", part, hidden, a.kv_heads * a.head_dim, "out", a.qkv_bias),
             Projection("v", part, hidden, a.kv_heads * a.v_head_dim, "out", a.qkv_bias),
             output,
+            *([Projection("attention_router", "router", hidden, a.experts, "none")] if a.experts > 1 else []),
         )
     queries: tuple[Projection, ...] = (Projection("q", part, hidden, a.heads * a.head_dim, "out"),)
     if a.q_lora_rank is not None:
@@ -85,6 +104,14 @@ def attention_projections(attention: Attention, hidden: int) -> tuple[Projection
         Projection("kv_a", part, hidden, a.kv_lora_rank + a.rope_head_dim, "none", a.qkv_bias),
         Projection("kv_b", part, a.kv_lora_rank, a.heads * (a.nope_head_dim + a.v_head_dim), "out"),
         output,
+    )
+
+
+def mamba_projections(mamba: Mamba, hidden: int) -> tuple[Projection, ...]:
+    """Into z, x, B, C and dt, and out of the heads: tensor parallelism splits heads and groups."""
+    return (
+        Projection("in", "mamba", hidden, mamba.projected, "out", mamba.bias),
+        Projection("out", "mamba", mamba.inner, hidden, "in", mamba.bias),
     )
 
 
@@ -107,26 +134,36 @@ def expert_parameters(model: Model, layer: Layer) -> int:
 
 
 def layer_parameters(model: Model, layer: Layer) -> LayerParameters:
-    """Parameters of one layer by part: matrices, biases, sinks, router corrections, norms."""
-    of = {"attention": 0, "dense": 0, "shared": 0, "router": 0}
+    """Parameters of one layer by part: matrices, biases, sinks, convolutions, router corrections, norms."""
+    of = {"attention": 0, "mamba": 0, "dense": 0, "shared": 0, "router": 0}
     for p in projections(model, layer):
         of[p.part] += p.parameters
-    if layer.attention.sinks:
+    if layer.attention and layer.attention.sinks:
         of["attention"] += layer.attention.heads
+    if layer.mamba:
+        m = layer.mamba
+        of["mamba"] += (m.conv + m.conv_bias) * m.channels + 3 * m.heads  # A, D and the bias of dt
     experts = 0
     if isinstance(layer.ffn, Experts):
         experts = layer.ffn.experts * expert_parameters(model, layer)
         of["router"] += layer.ffn.experts if layer.ffn.score_correction else 0
-    norms = 2 * _norm(model) + _attention_norms(layer.attention)
-    return LayerParameters(of["attention"], of["dense"], of["shared"], of["router"], experts, norms)
+        of["router"] += model.hidden if layer.ffn.output_bias else 0
+    norms = layer.blocks * _norm(model) + _inner_norms(layer)
+    return LayerParameters(**of, experts=experts, norms=norms)
+
+
+def shared_parameters(model: Model, layer: Layer) -> LayerParameters:
+    """What the layers of a group that shares weights store once."""
+    return layer_parameters(model, layer)._replace(router=0, norms=0)
 
 
 def active_layer_parameters(model: Model, layer: Layer) -> int:
     """Parameters of the layer that one token uses: all but the experts it is not routed to."""
     everything = layer_parameters(model, layer)
+    idle = sum((p.experts - p.top_k) * p.inputs * p.outputs for p in projections(model, layer))
     if not isinstance(layer.ffn, Experts):
-        return everything.total
-    return everything.total - everything.experts + layer.ffn.top_k * expert_parameters(model, layer)
+        return everything.total - idle
+    return everything.total - idle - everything.experts + layer.ffn.top_k * expert_parameters(model, layer)
 
 
 def embedding_parameters(model: Model) -> int:
@@ -143,6 +180,8 @@ def head_parameters(model: Model) -> int:
 def parameters(model: Model) -> int:
     """All parameters of the main model: the sum of the checkpoint's tensors (text part, without MTP)."""
     layers = sum(count * layer_parameters(model, layer).total for layer, count in model.layer_kinds())
+    again = repeats(model, tuple(range(len(model.layers))))
+    layers -= sum(count * shared_parameters(model, layer).total for layer, count in again.items())
     return layers + embedding_parameters(model) + head_parameters(model) + _norm(model)
 
 
@@ -150,9 +189,16 @@ def active_parameters(model: Model, *, embedding: bool) -> int:
     """Parameters that one token uses, the output head always among them.
 
     ``embedding`` says whether the input embedding counts too (of which a token reads one row). With
-    tied embeddings that matrix is the head as well: it counts once either way.
+    tied embeddings that matrix is the head as well: it counts once either way. Weights that layers share
+    count once; of their experts, a token's are different ones in every layer as far as there are any.
     """
     layers = sum(count * active_layer_parameters(model, layer) for layer, count in model.layer_kinds())
+    for layer, count in groups_among(model, tuple(range(len(model.layers)))).values():
+        own = layer_parameters(model, layer)
+        layers -= (count - 1) * (active_layer_parameters(model, layer) - own.router - own.norms)
+        if isinstance(layer.ffn, Experts):
+            used = min(layer.ffn.experts, count * layer.ffn.top_k)
+            layers += (used - layer.ffn.top_k) * expert_parameters(model, layer)
     head = embedding_parameters(model) + (model.vocab if model.head_bias else 0)
     looked_up = embedding_parameters(model) if embedding and not model.tied_embeddings else 0
     return layers + head + looked_up + _norm(model)
@@ -181,8 +227,11 @@ def _norm(model: Model) -> int:
     return model.hidden * (2 if model.norm_bias else 1)
 
 
-def _attention_norms(a: Attention) -> int:
-    """Norm weights inside attention: on queries and keys, or on the two latents of mla."""
+def _inner_norms(layer: Layer) -> int:
+    """Norm weights inside attention, on queries and keys or on the two latents of mla; before Mamba's gate."""
+    a = layer.attention
+    if a is None:
+        return layer.mamba.inner if layer.mamba else 0
     if a.kind == "mla":
         return a.kv_lora_rank + (a.q_lora_rank or 0)
     if a.qk_norm == "full":

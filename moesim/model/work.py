@@ -1,19 +1,20 @@
 """How much work a layer does: attended pairs, FLOPs (2 per multiply-add) and cached bytes.
 
     forward FLOPs of q tokens after p cached ones, per layer
-        = 2 q (weights of attention, dense or shared part, router, top_k experts)
-        + 2 heads (head_dim + v_head_dim) attended(q, p)
+        = 2 q (weights of attention and its top_k experts or mamba, dense or shared part, router, top_k experts)
+        + 2 heads (head_dim + v_head_dim) attended(q, p), or q times the products of mamba's scan
 
 Causal attention over what each query really sees: everything, its window, or its chunk. Biases, norms,
-softmax, rotary positions and the embedding look-up are not counted.
+softmax, rotary positions, mamba's convolution and the embedding look-up are not counted.
 """
 
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.model.layers import Attention, Experts, Layer, Model
+from moesim.model.layers import Experts, Layer, Model
+from moesim.model.mixers import Attention, Mamba
 from moesim.model.weights import expert_projections, projections
 
 TRAINING_PASSES: Final = 3  # forward, gradient of the activations, gradient of the weights
@@ -57,7 +58,18 @@ def kv_bytes_per_token(model: Model, layer: Layer, dtype_bytes: float) -> float:
 
     gqa: kv_heads (head_dim + v_head_dim) values; mla: kv_lora_rank + rope_head_dim values.
     """
-    return layer.attention.cached_values * dtype_bytes
+    return layer.attention.cached_values * dtype_bytes if layer.attention else 0.0
+
+
+def cache_bytes(model: Model, layer: Layer, tokens: float, dtype_bytes: float, tp: int = 1) -> float:
+    """Bytes that one layer remembers of a sequence of ``tokens`` on each of ``tp`` GPUs: keys and values of those that
+    it must hold, divided by key-value heads (mla's latents are on each GPU); of Mamba its state, however long the
+    sequence is, divided by heads."""
+    a = layer.attention
+    if a is None:
+        return (layer.mamba.carried if layer.mamba else 0) * dtype_bytes / tp
+    split = 1 if a.kind == "mla" else min(tp, a.kv_heads)
+    return stored_tokens(a, tokens) * kv_bytes_per_token(model, layer, dtype_bytes) / split
 
 
 def kv_values(attention: Attention, tp: int) -> float:
@@ -69,16 +81,13 @@ def kv_values(attention: Attention, tp: int) -> float:
 
 
 def kv_bytes(model: Model, tokens: float, dtype_bytes: float) -> float:
-    """KV-cache bytes of one sequence of ``tokens`` over all layers, windows and chunks respected."""
-    return sum(
-        count * stored_tokens(layer.attention, tokens) * kv_bytes_per_token(model, layer, dtype_bytes)
-        for layer, count in model.layer_kinds()
-    )
+    """Cached bytes of one sequence of ``tokens`` over all layers, windows and chunks respected."""
+    return sum(count * cache_bytes(model, layer, tokens, dtype_bytes) for layer, count in model.layer_kinds())
 
 
 def active_matrix_weights(model: Model, layer: Layer) -> int:
     """Weights that one token is multiplied with in this layer (no biases, no norms)."""
-    weights = sum(p.inputs * p.outputs for p in projections(model, layer))
+    weights = sum(p.met for p in projections(model, layer))
     if isinstance(layer.ffn, Experts):
         weights += layer.ffn.top_k * sum(p.inputs * p.outputs for p in expert_projections(model, layer))
     return weights
@@ -96,13 +105,36 @@ def attention_flops(attention: Attention, queries: Count, past: Count, *, absorb
     return attended(attention, queries, past) * (2.0 * attention.heads * pair)
 
 
+class ScanFlops(NamedTuple):
+    """Matrix products of Mamba-2's scan, FLOPs per token (arXiv:2405.21060 section 6). Inside a chunk of Q tokens
+
+        Y = (L o C B^T) X        and across chunks        H' = decay H + B^T X,   Y += C H
+
+    With the causal mask L a token meets (Q + 1) / 2 others on average; B and C are shared by a group's heads.
+    """
+
+    scores: float  # C B^T
+    inside: float  # (L o C B^T) X
+    states: float  # B^T X
+    carried: float  # C H
+
+
+def scan_flops(mamba: Mamba, queries: float) -> ScanFlops:
+    """FLOPs per token of sequences of ``queries`` new tokens: one token alone is a step of the recurrence."""
+    met = (min(mamba.chunk, queries) + 1.0) / 2.0
+    each = 2.0 * mamba.inner * mamba.state
+    return ScanFlops(2.0 * met * mamba.groups * mamba.state, 2.0 * met * mamba.inner, each, each)
+
+
 def layer_flops(model: Model, layer: Layer, queries: float, past: float = 0.0) -> float:
     """Forward FLOPs of one layer for one sequence: ``queries`` new tokens after ``past`` cached ones.
 
-    2 queries (matrix weights a token meets) + 2 heads (head_dim + v_head_dim) attended.
+    2 queries (matrix weights a token meets) + 2 heads (head_dim + v_head_dim) attended, or the scan's products.
     """
-    matrices = 2.0 * queries * active_matrix_weights(model, layer)
-    return matrices + attention_flops(layer.attention, queries, past)
+    found = 2.0 * queries * active_matrix_weights(model, layer)
+    if layer.attention:
+        found += attention_flops(layer.attention, queries, past)
+    return found + (queries * sum(scan_flops(layer.mamba, queries)) if layer.mamba else 0.0)
 
 
 def forward_flops(model: Model, queries: float, past: float = 0.0, *, outputs: float | None = None) -> float:

@@ -16,6 +16,7 @@ from moesim.strategy import Strategy
 NAMES: Final = {
     "experts": "expert GEMMs",
     "attention": "attention with its projections",
+    "mamba": "Mamba scan with its projections",
     "dense": "dense and shared GEMMs",
     "head": "output head, passes of MTP modules included",
     "gate": "routing and permutation",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # is large, shades of them for what is small: compute blue and green, communication orange to violet.
 COLOURS: Final = {
     "attention": "#0072B2",
+    "mamba": "#0A2A9E",
     "dense": "#56B4E9",
     "head": "#14213D",
     "experts": "#009E73",

@@ -49,9 +49,9 @@ STEP_NAMES: Final = {
 }
 # Family of each op, by the first words of its name; a gradient belongs where its forward does.
 FAMILIES: Final = {
-    "attention": "attention", "core": "attention", "ffn": "dense", "shared": "dense", "head": "head",
-    "embedding": "head", "route": "gate", "merge": "gate", "experts": "experts", "recompute": "recompute",
-    "dispatch": "all-to-all",
+    "attention": "attention", "core": "attention", "mamba": "mamba", "norm": "dense", "ffn": "dense",
+    "shared": "dense", "head": "head", "embedding": "head", "route": "gate", "merge": "gate", "experts": "experts",
+    "recompute": "recompute", "dispatch": "all-to-all",
     "combine": "all-to-all", "tp": "tp", "etp": "etp", "kv": "cp", "weight": "dp", "gradient": "dp",
     "launches": "host",
 }  # fmt: skip

@@ -32,8 +32,8 @@ from moesim.program.parts import (
     dense,
     dense_data,
     dense_weights,
+    entered,
     from_experts,
-    gathered,
     merged,
     to_experts,
 )
@@ -47,7 +47,7 @@ def forward(build: Builder, shape: LayerShape) -> None:
         for _ in (A, B):
             routed.forward(build, shape)
         return
-    ready = gathered(build, shape, (), A)
+    ready = entered(build, shape, (), A)
     combined = from_experts_of_before(build, shape, "combine", B)
     first = attended(build, shape, ready, A)
     sent = [build.add("route", "compute", first)]
@@ -66,12 +66,12 @@ def backward(build: Builder, shape: LayerShape, part: str) -> None:
             routed.backward(build, shape._replace(chunks=1), part)
         return
     everything = part == "all"
-    ready = [gathered(build, shape, (build.add("route grad", "compute"),), A)]
+    ready = [entered(build, shape, (build.add("route grad", "compute"),), A)]
     home = from_experts_of_before(build, shape, "dispatch grad", B)
     arrived, merging = list[int](), list[int]()
     for half in (A, B):
         if half is B:
-            ready.append(gathered(build, shape, (build.add("route grad", "compute", *home, chunk=1),), B))
+            ready.append(entered(build, shape, (build.add("route grad", "compute", *home, chunk=1),), B))
         passed, held = attention_grads(build, shape, ready[half.number], half)
         merging.append(build.add("merge grad", "compute", passed, chunk=half.number))
         arrived.append(to_experts(build, shape, "combine grad", merging[-1], half.number))
@@ -87,14 +87,16 @@ def backward(build: Builder, shape: LayerShape, part: str) -> None:
 def pair(build: Builder, shape: LayerShape) -> None:
     """The forward pass of micro-batch 0 and the backward pass of micro-batch 1 through layers of one kind."""
     if not shape.moe:
-        first = attention(build, shape, part=A)
-        into, held = dense_data(build, shape, "ffn", (), B)
-        dense_weights(build, shape, "ffn", held, B)
-        dense(build, shape, "ffn", (first,), A)
-        _, held = attention_data(build, shape, into, part=B)
+        first, into = attention(build, shape, part=A), tuple[int, ...]()
+        if shape.ffn:
+            done, held = dense_data(build, shape, "ffn", (), B)
+            dense_weights(build, shape, "ffn", held, B)
+            dense(build, shape, "ffn", (first,), A)
+            into = (done,)
+        _, held = attention_data(build, shape, *into, part=B)
         attention_weights(build, shape, held, B)
         return
-    ready = gathered(build, shape, (), A)
+    ready = entered(build, shape, (), A)
     merging = build.add("merge grad", "compute", chunk=1)
     gone = to_experts(build, shape, "combine grad", merging, 1)
     attention_weights(build, shape, (), B)  # of the layer after, whose data gradients are done

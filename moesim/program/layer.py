@@ -93,7 +93,7 @@ def _parts_again(build: Builder, shape: LayerShape, dropped: frozenset[str], hal
         routed.feed_forward(build, shape, *ready)
     elif "shared_experts" in dropped and shape.moe and shape.shared:
         dense(build, shape, "shared", ready, half)
-    elif "mlp" in dropped and not shape.moe:
+    elif "mlp" in dropped and shape.ffn and not shape.moe:
         dense(build, shape, "ffn", ready, half)
 
 

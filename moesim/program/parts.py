@@ -1,4 +1,4 @@
-"""Pieces that layer passes are built of: attention, dense parts, the way to the experts and home."""
+"""Pieces that layer passes are built of: attention or Mamba, dense parts, the way to the experts and home."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,8 @@ class LayerShape(NamedTuple):
     """Which ops a layer pass has; durations come later."""
 
     moe: bool
+    mixer: str = "attention"  # or "mamba"; "norm": the layer is a feed-forward part alone
+    ffn: bool = True  # False: it has none
     chunks: int = 1
     overlap: str = "none"  # a key of ``layer.LAYERS``
     tp: bool = False
@@ -42,8 +44,13 @@ ONLY = Chunk()
 
 
 def attention(build: Builder, shape: LayerShape, *after: int, part: Chunk = ONLY) -> int:
-    """Attention between its tensor-parallel collectives."""
-    return attended(build, shape, gathered(build, shape, after, part), part)
+    """Attention, or what the layer has in its place, between its tensor-parallel collectives."""
+    return attended(build, shape, entered(build, shape, after, part), part)
+
+
+def entered(build: Builder, shape: LayerShape, after: tuple[int, ...], part: Chunk = ONLY) -> tuple[int, ...]:
+    """Tokens come together before attention; a norm alone needs none but its own."""
+    return after if shape.mixer == "norm" else gathered(build, shape, after, part)
 
 
 def attended(build: Builder, shape: LayerShape, ready: tuple[int, ...], part: Chunk = ONLY) -> int:
@@ -51,8 +58,8 @@ def attended(build: Builder, shape: LayerShape, ready: tuple[int, ...], part: Ch
     (Llama 3, arXiv:2407.21783 section 3.3.2), or sends them around a ring."""
     if shape.cp:
         ready = (build.add("kv exchange", "comm", *ready, chunk=part.number),)
-    done = _add(build, "attention", ready, part)
-    return scattered(build, shape, _around(build, shape, done, part), part)
+    done = _add(build, shape.mixer, ready, part)
+    return done if shape.mixer == "norm" else scattered(build, shape, _around(build, shape, done, part), part)
 
 
 def _around(build: Builder, shape: LayerShape, projected: int, part: Chunk) -> int:
@@ -78,7 +85,7 @@ def _back_around(build: Builder, shape: LayerShape, ready: tuple[int, ...], part
 
 def attention_data(build: Builder, shape: LayerShape, *after: int, part: Chunk = ONLY) -> tuple[int, tuple[int, ...]]:
     """Gradients of attention's activations: (what carries them on, what its weight gradients wait for)."""
-    return attention_grads(build, shape, gathered(build, shape, after, part), part)
+    return attention_grads(build, shape, entered(build, shape, after, part), part)
 
 
 def attention_grads(
@@ -90,16 +97,19 @@ def attention_grads(
     gradients, beside the data gradients, and these leave beside the weight gradients (arXiv:2205.05198
     section 4.2.2).
     """
+    if shape.mixer == "norm":
+        return _add(build, "norm grad", ready, part), ()
     again = regathered(build, shape, ready, part)
     if shape.cp:
         ready = (build.add("kv exchange grad", "comm", *ready, chunk=part.number),)
-    done = _add(build, "attention grad", _back_around(build, shape, ready, part), part)
+    done = _add(build, f"{shape.mixer} grad", _back_around(build, shape, ready, part), part)
     return scattered(build, shape, done, part), (done, *again)
 
 
-def attention_weights(build: Builder, shape: LayerShape, after: tuple[int, ...], part: Chunk = ONLY) -> int:
+def attention_weights(build: Builder, shape: LayerShape, after: tuple[int, ...], part: Chunk = ONLY) -> None:
     """Weight gradients of the projections."""
-    return _add(build, "attention weight grad", after, part, beside=shape.tp)
+    if shape.mixer != "norm":
+        _add(build, f"{shape.mixer} weight grad", after, part, beside=shape.tp)
 
 
 def dense(build: Builder, shape: LayerShape, name: str, after: tuple[int, ...], part: Chunk = ONLY) -> int:

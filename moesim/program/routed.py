@@ -40,7 +40,8 @@ def forward(build: Builder, shape: LayerShape) -> None:
 def feed_forward(build: Builder, shape: LayerShape, *after: int) -> None:
     """The feed-forward part or the experts."""
     if not shape.moe:
-        dense(build, shape, "ffn", after)
+        if shape.ffn:
+            dense(build, shape, "ffn", after)
         return
     routed = build.add("route", "compute", *after)
     if _splits_shared(shape):
@@ -59,26 +60,27 @@ def backward(build: Builder, shape: LayerShape, part: str) -> None:
         weights(build, shape)
         return
     everything = part == "all"
+    into: Waits = ()
     if shape.moe:
-        into = (_shared_backward if _splits_shared(shape) else _experts_backward)(build, shape, everything)
-    else:
-        into, held = dense_data(build, shape, "ffn", ())
+        into = ((_shared_backward if _splits_shared(shape) else _experts_backward)(build, shape, everything),)
+    elif shape.ffn:
+        done, held = dense_data(build, shape, "ffn", ())
+        into = (done,)
         if everything:
             dense_weights(build, shape, "ffn", held)
-    _, held = attention_data(build, shape, into)
+    _, held = attention_data(build, shape, *into)
     if everything:
         attention_weights(build, shape, held)
 
 
 def weights(build: Builder, shape: LayerShape) -> None:
     """All weight gradients of the layer; their inputs were kept, sliced ones are gathered."""
-    parts = ("experts", "shared", "attention") if shape.moe else ("ffn", "attention")
-    for name in parts:
-        if name == "experts":
-            for j in range(shape.chunks):
-                build.add("experts weight grad", "compute", chunk=j)
-        elif name != "shared" or shape.shared:
-            build.add(f"{name} weight grad", "compute", *gathered(build, shape, ()))
+    if shape.moe:
+        for j in range(shape.chunks):
+            build.add("experts weight grad", "compute", chunk=j)
+    there = {"shared": shape.moe and shape.shared, "ffn": shape.ffn and not shape.moe, shape.mixer: True, "norm": False}
+    for name in (name for name, has in there.items() if has):
+        build.add(f"{name} weight grad", "compute", *gathered(build, shape, ()))
 
 
 def _splits_shared(shape: LayerShape) -> bool:

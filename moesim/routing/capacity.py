@@ -33,7 +33,7 @@ class Dispatch:
         return float(self.padding.sum() / max(1, self.padding.sum() + self.tokens.sum()))
 
 
-def dispatch(tokens: IntArray, top_k: int, capacity_factor: float | None) -> Dispatch:
+def dispatch(tokens: IntArray, top_k: int, capacity_factor: float | None, multiple: int = 1) -> Dispatch:
     """Apply a capacity factor to tokens[draw, rank, expert]; None keeps everything and pads nothing.
 
     c > 0   on every source rank with T tokens an expert takes ceil(c T k / experts), never more than T (GShard,
@@ -41,7 +41,7 @@ def dispatch(tokens: IntArray, top_k: int, capacity_factor: float | None) -> Dis
     c = 0   the least that drops nothing, draw by draw (Tutel's capacity_setting, arXiv:2206.03382 section 4.1)
     c < 0   the same, at most that of -c
 
-    What is over is dropped, what is under is padded: the exchange has a fixed shape.
+    What is over is dropped, what is under is padded: the exchange has a fixed shape. Slots come in ``multiple``s.
     """
     nothing = np.broadcast_to(np.int64(0), tokens.shape)
     if capacity_factor is None:
@@ -53,6 +53,7 @@ def dispatch(tokens: IntArray, top_k: int, capacity_factor: float | None) -> Dis
     most = min(ceil(fair * (1 - 1e-12)), copies // top_k) if capacity_factor else copies
     needed = tokens.max(axis=(-2, -1), keepdims=True, initial=0)  # [draw, 1, 1]
     capacity = np.full_like(needed, most) if capacity_factor > 0 else np.minimum(needed, most)
+    capacity = -(-capacity // multiple) * multiple
     kept = np.minimum(tokens, capacity)
     return Dispatch(tokens=kept, dropped=tokens - kept, padding=capacity - kept, capacity=int(capacity.max(initial=0)))
 

@@ -1,6 +1,6 @@
 """Where the time of a step goes, and how sure it is: seconds of the fullest stage by family.
 
-    compute    attention, dense, experts (mean rank), gate, recompute, optimizer
+    compute    attention, mamba, dense, experts (mean rank), gate, recompute, optimizer
     waiting    imbalance: the slowest rank's experts beyond the mean rank's; host: the GPU waits for launches
     exposed    communication that nothing hides, by family: all-to-all, tp, cp, etp, dp, pp
     bubble     the stage waits for other stages

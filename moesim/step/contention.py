@@ -54,7 +54,7 @@ MOVING: Final = 1.39
 LIBRARIES: Final = ("deepep", "hybrid_ep")
 NO_SMS: Final = ("deepep_ll", "tiles")
 NCCL_SMS: Final = 16
-MEMORY_BOUND: Final = ("route", "merge", "recompute")  # first words of ops that read more than they compute
+MEMORY_BOUND: Final = ("norm", "route", "merge", "recompute")  # first words of ops that read more than they compute
 
 
 @lru_cache(maxsize=1024)

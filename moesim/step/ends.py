@@ -12,14 +12,15 @@ from moesim.memory import (
     embedding_copies,
     ends_by_stage,
     held_by_stage,
+    layer_on_gpu,
     optimizer_bytes,
 )
 from moesim.model import embedding_parameters
-from moesim.stages import Split, layers_on_stages
+from moesim.stages import Split, layers_on_stages, stored_elsewhere
 from moesim.step import gemms, sharing
 from moesim.step.price import NOTHING, Price, both, price
 from moesim.step.scenario import Scenario, split_in
-from moesim.strategy import Strategy, groups
+from moesim.strategy import Strategy, groups, spaced
 
 Parts = tuple[tuple[Group, float], tuple[Group, float]]  # (group, parameters): dense, experts
 
@@ -109,10 +110,26 @@ def _once_per_step(
         gather = _over_both(scenario, "all_gather", edge if zero == 3 else parts, TRAINING_WEIGHT_BYTES)
     op = "reduce_scatter" if zero else "all_reduce"
     reduce = _over_both(scenario, op, edge if zero >= 2 else parts, GRADIENT_BYTES)
+    if scenario.model.weight_groups:
+        reduce = both(reduce, _among_stages(scenario, layout, stage))
     kept = sum(n / (g.size if zero else 1) for g, n in parts)
     # reads gradient, master weight and two moments; writes the last three and the weight
     traffic = GRADIENT_BYTES + 2.0 * optimizer_bytes(scenario.workload.dtype) + TRAINING_WEIGHT_BYTES
     return gather, reduce, price("optimizer", memory_bound(scenario.profile, kept * traffic))
+
+
+def _among_stages(scenario: Scenario, layout: _Layout, stage: int) -> Price:
+    """Gradients of weights that layers on several stages share: all-reduced among these, whole, as Megatron-LM
+    does for tied embeddings (megatron/core/distributed/finalize_model_grads.py)."""
+    cluster, total = scenario.cluster, NOTHING
+    found: dict[int, float] = {}  # parameters by number of stages
+    for layer, stages in stored_elsewhere(scenario.model, layout.split, layout.pp, layout.schedule)[stage]:
+        held = layer_on_gpu(scenario.model, layer, *layout[:3], shared=True)
+        found[stages] = found.get(stages, 0.0) + float(sum(held))
+    for stages, size in found.items():
+        group = spaced(stages, cluster.gpus // layout.pp, cluster)
+        total = both(total, sharing.collective(scenario, "dp", "all_reduce", group, size * GRADIENT_BYTES))
+    return total
 
 
 def _over_both(scenario: Scenario, op: str, parts: Parts, bytes_each: float) -> Price:

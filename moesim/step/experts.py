@@ -48,6 +48,7 @@ class Spread:
     placement: str
     capacity_factor: float | None
     pads: bool = True  # with a capacity factor, empty slots travel too
+    multiple: int = 1  # of which there is a whole number for each expert
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -70,7 +71,7 @@ def load(scenario: Scenario, spread: Spread) -> Load:
     assert ffn is not None  # a model without experts has no spread
     shares = np.repeat(layer_classes(scenario)[1], BATCH_CLASSES, axis=0)  # [draw, expert]
     drawn = _draw(scenario, spread, shares, ffn)
-    after = dispatch(drawn, ffn.top_k, spread.capacity_factor)
+    after = dispatch(drawn, ffn.top_k, spread.capacity_factor, spread.multiple)
     scale = spread.tokens * spread.sources * ffn.top_k / max(1.0, float(drawn[0].sum()))
     sent = (after.tokens + after.padding if spread.pads else after.tokens) * scale
     owner = PLACEMENTS[spread.placement](shares, spread.ep)  # [draw, expert]
@@ -89,6 +90,11 @@ def load(scenario: Scenario, spread: Spread) -> Load:
         dropped_share=after.dropped_share,
         padding_share=after.padding_share,
     )
+
+
+def slots_per_token(scenario: Scenario, spread: Spread) -> float:
+    """Rows that leave a source for each of its tokens, padding among them."""
+    return float(load(scenario, spread).copies.sum(axis=-1).mean()) / spread.tokens
 
 
 def _draw(scenario: Scenario, spread: Spread, shares: FloatArray, ffn: Experts) -> np.ndarray:

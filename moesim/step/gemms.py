@@ -27,23 +27,31 @@ PASSES: Final[tuple[tuple[Part, ...], ...]] = ("forward",), ("data", "weights") 
 def gemms(
     scenario: Scenario, matrices: Iterable[Projection], tokens: float, tp: int, part: Part, dtype: str = ""
 ) -> Price:
-    """One GEMM for each run of projections that share their input (q, k, v; gate, up)."""
+    """One GEMM for each run of projections that share their input (q, k, v; gate, up).
+
+    Those of attention's experts are one grouped GEMM. A group of E [m, k] x [k, n] is priced as one [m, k] x [k, E n]:
+    as many FLOPs, weights, results and tiles; the load is taken as even, which costs nothing where a rank has them all.
+    """
     total = NOTHING
-    for (inputs, shard), run in groupby(matrices, key=lambda p: (p.inputs, p.shard)):
+    for (inputs, shard, experts, top_k), run in groupby(
+        matrices, key=lambda p: (p.inputs, p.shard, p.experts, p.top_k)
+    ):
         outputs = sum(p.outputs for p in run)
         k = inputs / (tp if shard == "in" else 1)
         n = outputs / (tp if shard == "out" else 1)
-        total = both(total, _gemm(scenario, tokens, n, k, dtype or scenario.workload.dtype, part))
+        met = min(float(experts), max(1.0, tokens * top_k))
+        one = _gemm(scenario, tokens * top_k / met, n, k, dtype or scenario.workload.dtype, part, met)
+        total = both(total, one)
     return total
 
 
-def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part) -> Price:
+def _gemm(scenario: Scenario, m: float, n: float, k: float, dtype: str, part: Part, group: float = 1.0) -> Price:
     kernels = 2 if dtype.startswith("fp8") else 1  # the table's time holds the cast
     if part == "forward":
-        return under_load(scenario, price("dense", gemm(scenario.profile, m, n, k, dtype), kernels=kernels))
-    shape = (m, k, n) if part == "data" else (k, n, m)
+        return under_load(scenario, price("dense", gemm(scenario.profile, m, n * group, k, dtype), kernels=kernels))
+    shape = (m, k * group, n) if part == "data" else (k, n * group, m)
     one = under_load(scenario, price("dense", gemm(scenario.profile, *shape, dtype), kernels=kernels))
-    one = both(one, accumulated(scenario, k * n)) if part == "weights" else one
+    one = both(one, accumulated(scenario, k * n * group)) if part == "weights" else one
     return scaled(one, 1.0, basis=ESTIMATED, error=BACKWARD_ERROR)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from moesim.alltoall import REAL_ROWS
 from moesim.cluster import Group
+from moesim.compute import SLOT_MULTIPLE
 from moesim.step import sharing
 from moesim.step.experts import Spread
 from moesim.step.scenario import Scenario
@@ -28,6 +29,7 @@ class Key:
     ring: bool  # keys and values go around the context-parallel group
     zero: int  # 0 where weights and gradients stay whole (stages 0 and 1), else 2 or 3
     capacity_factor: float | None
+    permute: str
     tp_group: Group
     cp_group: Group
     ep_group: Group
@@ -72,6 +74,7 @@ def pass_key(scenario: Scenario, strategy: Strategy) -> Key:
     return _key(
         strategy.tp, strategy.cp, strategy.micro_batch, strategy.ep, strategy.etp,
         strategy.cp > 1 and strategy.cp_exchange == "ring", strategy.zero if shards else 0, strategy.capacity_factor,
+        strategy.permute,
         g["tp"], g["cp"], g["ep"], g["etp"], splits,
         g["dp"] if shards else alone, g["expert_dp"] if shards else alone,
         strategy.all_to_all if strategy.ep > 1 and splits else "none",
@@ -102,4 +105,5 @@ def spread(scenario: Scenario, key: Key) -> Spread:
         placement=key.placement,
         capacity_factor=key.capacity_factor,
         pads=key.capacity_factor is None or key.all_to_all not in REAL_ROWS,
+        multiple=SLOT_MULTIPLE if key.permute == "einsum" else 1,
     )

@@ -1,6 +1,6 @@
 """Prices of the ops of a layer pass, by the keys of its program.
 
-fixed   attention, dense parts, router, collectives of TP, CP and ZeRO: alike for every way to exchange tokens
+fixed   attention or Mamba, dense parts, router, collectives of TP, CP and ZeRO: alike for every way to exchange tokens
 moved   the routed experts and their all-to-all
 """
 
@@ -10,7 +10,7 @@ from typing import Final
 from moesim.alltoall import Direction
 from moesim.cluster import Group
 from moesim.memory import GRADIENT_BYTES, TRAINING_WEIGHT_BYTES, layer_on_gpu
-from moesim.model import Layer
+from moesim.model import Attention, Layer
 from moesim.recompute import INSIDE, parts
 from moesim.step import blocks, experts, ring, sharing
 from moesim.step.experts import Spread
@@ -57,16 +57,16 @@ def without_variant(key: Key) -> Key:
 
 @lru_cache(maxsize=16384)
 def _forward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
-    prices = _around(scenario, layer, key) | {"attention": _attention(scenario, layer, key, "forward")}
+    prices = _around(scenario, layer, key) | {layer.mixer: _mixer(scenario, layer, key, "forward")}
     if not layer.is_moe:
-        return prices | {"ffn": _feed_forward(scenario, layer, "dense", key, "forward"), "nothing": NOTHING}
-    own, dispatches = own_tokens(scenario, key), key.all_to_all != "none"
+        dense = {"ffn": _feed_forward(scenario, layer, "dense", key, "forward")} if layer.ffn else {}
+        return prices | dense | {"nothing": NOTHING}
+    own = own_tokens(scenario, key)
+    route = both(blocks.router(scenario, layer, own, False), _in_order(scenario, layer, key, "dispatch", False))
+    merge = _in_order(scenario, layer, key, "combine", False)
     prices |= {
-        "route": _and_resized(scenario, layer, blocks.router(scenario, layer, own, dispatches, False), "descend", own),
-        # tokens that stay are put back in order by the expert kernel itself: compute.COVERS
-        "merge": _and_resized(
-            scenario, layer, blocks.permute(scenario, layer, own) if dispatches else NOTHING, "ascend", own
-        ),
+        "route": _and_resized(scenario, layer, route, "descend", own),
+        "merge": _and_resized(scenario, layer, merge, "ascend", own),
     }
     if getattr(layer.ffn, "shared_width", 0):
         prices["shared"] = _feed_forward(scenario, layer, "shared", key, "forward")
@@ -75,21 +75,34 @@ def _forward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
 
 def _backward(scenario: Scenario, layer: Layer, key: Key) -> Prices:
     prices: Prices = {
-        "attention grad": _attention(scenario, layer, key, "data"),
-        "attention weight grad": _attention(scenario, layer, key, "weights"),
+        f"{layer.mixer} grad": _mixer(scenario, layer, key, "data"),
+        f"{layer.mixer} weight grad": _mixer(scenario, layer, key, "weights"),
     }
     parts = [("shared", "shared")] if getattr(layer.ffn, "shared_width", 0) else []
-    for name, part in parts if layer.is_moe else [("ffn", "dense")]:
+    if layer.ffn and not layer.is_moe:
+        parts = [("ffn", "dense")]
+    for name, part in parts:
         prices[f"{name} grad"] = _feed_forward(scenario, layer, part, key, "data")
         prices[f"{name} weight grad"] = _feed_forward(scenario, layer, part, key, "weights")
     if layer.is_moe:
-        own, dispatches = own_tokens(scenario, key), key.all_to_all != "none"
-        around = {"route": blocks.router(scenario, layer, own, dispatches, True), "merge": NOTHING}
-        if dispatches:
-            around["merge"] = blocks.permute(scenario, layer, own)
+        own, order = own_tokens(scenario, key), (scenario, layer, key)
+        around = {
+            "route": both(blocks.router(scenario, layer, own, True), _in_order(*order, "dispatch", True)),
+            "merge": _in_order(*order, "combine", True),
+        }
         for (name, one), matrix in zip(around.items(), ("descend", "ascend"), strict=True):
             prices[f"{name} grad"] = _and_resized(scenario, layer, one, matrix, own, ("data", "weights"))
     return prices
+
+
+def _in_order(scenario: Scenario, layer: Layer, key: Key, way: str, backward: bool) -> Price:
+    """Tokens into send order ("dispatch"), or back ("combine"), and their gradients. Those that stay are put in order
+    by the expert kernel itself (compute.COVERS), unless dense einsums do it."""
+    own = own_tokens(scenario, key)
+    if key.permute == "einsum":
+        slots = own * experts.slots_per_token(scenario, spread(scenario, key))
+        return blocks.in_einsums(scenario, layer, own, slots, way, backward)
+    return NOTHING if key.all_to_all == "none" else blocks.permute(scenario, layer, own)
 
 
 def _and_resized(
@@ -113,8 +126,8 @@ def _halves(scenario: Scenario, layer: Layer, key: Key, backward: bool) -> Price
     }
 
 
-def _attention(scenario: Scenario, layer: Layer, key: Key, part: Part) -> Price:
-    return blocks.attention_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part, key.ring)
+def _mixer(scenario: Scenario, layer: Layer, key: Key, part: Part) -> Price:
+    return blocks.mixer_block(scenario, layer, key.tp, key.cp, key.micro_batch, key.splits, part, key.ring)
 
 
 def own_tokens(scenario: Scenario, key: Key) -> float:
@@ -131,22 +144,22 @@ def _around(scenario: Scenario, layer: Layer, key: Key) -> Prices:
         prices["tp scatter"] = sharing.tp_scatter(scenario, key.tp_group, tokens, splits_tokens=key.splits)
         if key.splits:
             prices["tp gather"] = sharing.tp_gather(scenario, key.tp_group, tokens)
-    if key.ring:
-        prices |= _ring(scenario, layer, key)
-    elif key.cp > 1:
-        exchange = sharing.kv_exchange(scenario, layer, key.cp_group, key.tp, key.micro_batch)
+    if key.ring and layer.attention:
+        prices |= _ring(scenario, layer.attention, key)
+    elif key.cp > 1 and layer.attention:
+        exchange = sharing.kv_exchange(scenario, layer.attention, key.cp_group, key.tp, key.micro_batch)
         prices |= {"kv exchange": exchange, "kv exchange grad": scaled(exchange, 2.0)}
     return prices | _sharded(scenario, layer, key)
 
 
-def _ring(scenario: Scenario, layer: Layer, key: Key) -> Prices:
+def _ring(scenario: Scenario, a: Attention, key: Key) -> Prices:
     """Context parallelism by ring: steps of the core, and what travels meanwhile."""
     sizes, sent = (key.tp, key.cp, key.micro_batch), (key.cp_group, key.tp, key.micro_batch)
     return {
-        "core": ring.core_step(scenario, layer, *sizes, "forward"),
-        "core grad": ring.core_step(scenario, layer, *sizes, "data"),
-        "kv send": ring.send(scenario, layer, *sent, slices=1),
-        "kv send grad": ring.send(scenario, layer, *sent, slices=2),
+        "core": ring.core_step(scenario, a, *sizes, "forward"),
+        "core grad": ring.core_step(scenario, a, *sizes, "data"),
+        "kv send": ring.send(scenario, a, *sent, slices=1),
+        "kv send grad": ring.send(scenario, a, *sent, slices=2),
     }
 
 
@@ -218,7 +231,7 @@ def _again(scenario: Scenario, layer: Layer, key: Key, dropped: frozenset[str]) 
         rows = experts.load(scenario, spread(scenario, key)).by_expert.sum(axis=-1)
         copies = float(rows.max(axis=-1).mean()) / key.etp  # each expert-TP rank has a part of the width
     prices = {"recompute": blocks.recomputed(scenario, layer, key.tp, key.cp, key.micro_batch, dropped, copies)}
-    if "mla_up" in dropped and key.tp > 1 and layer.attention.kind == "mla":
+    if "mla_up" in dropped and key.tp > 1 and layer.attention and layer.latent:
         tokens = sharing.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
-        prices["latent gather"] = sharing.latent_gather(scenario, layer, key.tp_group, tokens)
+        prices["latent gather"] = sharing.latent_gather(scenario, layer.attention, key.tp_group, tokens)
     return prices

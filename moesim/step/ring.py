@@ -19,7 +19,7 @@ from moesim.cluster import Group
 from moesim.collectives import point_to_point
 from moesim.compute import memory_bound
 from moesim.cost import ESTIMATED
-from moesim.model import Layer, kv_values
+from moesim.model import Attention, kv_values
 from moesim.step import blocks, sharing
 from moesim.step.gemms import BF16_BYTES, Part
 from moesim.step.price import Price, both, price, scaled
@@ -29,11 +29,10 @@ ADDED: Final = 3.0  # values that a sum moves for each of its own: reads two, wr
 
 
 @lru_cache(maxsize=4096)
-def core_step(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: float, part: Part) -> Price:
+def core_step(scenario: Scenario, a: Attention, tp: int, cp: int, micro_batch: float, part: Part) -> Price:
     """One of cp steps of the core; the sums of partial results, which all but the first have, spread over all."""
-    whole = blocks.core(scenario, layer, tp, cp, micro_batch, part)
+    whole = blocks.core(scenario, a, tp, cp, micro_batch, part)
     tokens = sharing.tokens_per_tp_group(scenario, micro_batch, cp)
-    a = layer.attention
     values = a.heads * a.v_head_dim / tp
     if part == "data":
         values = a.heads * a.head_dim / tp + kv_values(a, tp)
@@ -42,8 +41,8 @@ def core_step(scenario: Scenario, layer: Layer, tp: int, cp: int, micro_batch: f
 
 
 @lru_cache(maxsize=4096)
-def send(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float, slices: int) -> Price:
+def send(scenario: Scenario, a: Attention, group: Group, tp: int, micro_batch: float, slices: int) -> Price:
     """A rank's keys and values (or, in two ``slices``, their gradients with them) to the next rank."""
     tokens = sharing.tokens_per_tp_group(scenario, micro_batch, group.size)
-    size = slices * tokens * kv_values(layer.attention, tp) * BF16_BYTES
+    size = slices * tokens * kv_values(a, tp) * BF16_BYTES
     return price("cp", point_to_point(scenario.cluster, size, same_node=group.nodes == 1))

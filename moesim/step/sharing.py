@@ -5,7 +5,7 @@ from typing import Final
 
 from moesim.cluster import Group
 from moesim.collectives import all_gather, all_reduce, reduce_scatter
-from moesim.model import Layer, kv_values
+from moesim.model import Attention, kv_values
 from moesim.step.gemms import BF16_BYTES
 from moesim.step.price import Price, price
 from moesim.step.scenario import Scenario
@@ -30,9 +30,8 @@ def tp_gather(scenario: Scenario, group: Group, tokens: float) -> Price:
     return collective(scenario, "tp", "all_gather", group, _rows(scenario, tokens))
 
 
-def latent_gather(scenario: Scenario, layer: Layer, group: Group, tokens: float) -> Price:
+def latent_gather(scenario: Scenario, a: Attention, group: Group, tokens: float) -> Price:
     """mla's latent vectors, kept in slices as all tokens are, come together to be projected up again."""
-    a = layer.attention
     size = tokens * ((a.q_lora_rank or 0) + a.cached_values) * BF16_BYTES
     return collective(scenario, "tp", "all_gather", group, size)
 
@@ -43,9 +42,9 @@ def tp_scatter(scenario: Scenario, group: Group, tokens: float, *, splits_tokens
     return collective(scenario, "tp", op, group, _rows(scenario, tokens))
 
 
-def kv_exchange(scenario: Scenario, layer: Layer, group: Group, tp: int, micro_batch: float) -> Price:
+def kv_exchange(scenario: Scenario, a: Attention, group: Group, tp: int, micro_batch: float) -> Price:
     """Context parallelism: every rank sees all keys and values (all-gather of them over cp)."""
-    whole = micro_batch * scenario.workload.queries * kv_values(layer.attention, tp) * BF16_BYTES
+    whole = micro_batch * scenario.workload.queries * kv_values(a, tp) * BF16_BYTES
     return collective(scenario, "cp", "all_gather", group, whole)
 
 

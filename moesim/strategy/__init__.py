@@ -14,6 +14,7 @@ from moesim.strategy.nouns import (
     ZERO_STAGES,
     Strategy,
     groups,
+    spaced,
     why_not,
 )
 from moesim.strategy.text import load_strategy, show
@@ -30,5 +31,6 @@ __all__ = [
     "groups",
     "load_strategy",
     "show",
+    "spaced",
     "why_not",
 ]

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from math import gcd, isfinite
 from typing import Any, Final
 
-from moesim.alltoall import ALGORITHMS, FUSED, WORKLOADS, unsupported
+from moesim.alltoall import ALGORITHMS, FUSED, REAL_ROWS, WORKLOADS, unsupported
 from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError, choice
-from moesim.model import Experts, Model, in_pairs
+from moesim.model import Model, in_pairs, indivisible
 from moesim.placement import PLACEMENTS
 from moesim.recompute import canonical
 from moesim.schedule import SCHEDULES, Pipe
@@ -34,6 +34,7 @@ CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "overlap": OVERLAPS,
     "schedule": tuple(SCHEDULES),
     "placement": tuple(PLACEMENTS),
+    "permute": ("sparse", "einsum"),
 }
 
 
@@ -58,6 +59,7 @@ class Strategy:
     schedule: str = "1f1b"
     virtual: int = 1
     placement: str = "contiguous"
+    permute: str = "sparse"  # how tokens are put in send order
     capacity_factor: float | None = None  # None: dropless; 0: what drops nothing; below: at most that
     layers: tuple[int, ...] | None = None  # None: so that the largest part is least (``stages``)
 
@@ -133,7 +135,7 @@ def groups(strategy: Strategy, cluster: Cluster) -> dict[str, Group]:
         "ep": (strategy.ep, strategy.etp),
         "expert_dp": (strategy.expert_dp, strategy.ep * strategy.etp),
     }
-    found = {name: _group(size, stride, cluster) for name, (size, stride) in strides.items()}
+    found = {name: spaced(size, stride, cluster) for name, (size, stride) in strides.items()}
     copies = SCHEDULES[strategy.schedule].copies
     return found | {name: _on_stages(found[name], copies, cluster) for name in ("dp", "expert_dp") if copies > 1}
 
@@ -143,7 +145,7 @@ def _on_stages(group: Group, stages: int, cluster: Cluster) -> Group:
     return Group(size=group.size * stages, per_node=group.per_node * (stages if cluster.nodes == 1 else 1))
 
 
-def _group(size: int, stride: int, cluster: Cluster) -> Group:
+def spaced(size: int, stride: int, cluster: Cluster) -> Group:
     """Nodes are cut where ranks divide: six GPUs in a row touch two nodes of eight in pairs."""
     if cluster.nodes == 1:
         return Group(size=size, per_node=size)
@@ -162,10 +164,8 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
             f"layers= does not add up to {len(model.layers)} layers and {model.mtp_layers} of MTP modules",
         ),
         (workload.sequences % strategy.dp, "dp does not divide the sequences of the batch"),
-        (
-            workload.sequences // strategy.dp % strategy.micro_batch,
-            "micro_batch does not divide the sequences of a data-parallel rank",
-        ),
+        (workload.sequences // strategy.dp % strategy.micro_batch,
+         "micro_batch does not divide the sequences of a data-parallel rank"),
         (not workload.trains and strategy.zero > 1, "ZeRO beyond stage 1 shards training state only"),
         (not workload.trains and strategy.recompute != "none", "recompute applies to training only"),
         (not workload.trains and strategy.virtual > 1, "virtual stages apply to training only"),
@@ -182,7 +182,10 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     found = groups(strategy, cluster)
     if any(group.nodes > cluster.nodes for group in found.values()):
         return "the ranks of a group fall unevenly on the nodes"
-    shape = _why_not_layers(model, strategy) or _why_not_overlap(model, workload, strategy)
+    if model.weight_groups and (strategy.zero > 1 or SCHEDULES[strategy.schedule].copies > 1):
+        return "weights that layers share have a gradient after the last of them: not with ZeRO 2, 3 or dualpipe"
+    uneven = indivisible(model, strategy.tp, strategy.cp, strategy.ep, strategy.etp)
+    shape = uneven or _why_not_overlap(model, workload, strategy)
     exchange = unsupported(cluster, found["ep"], strategy.all_to_all) if strategy.ep > 1 else None
     return shape or exchange
 
@@ -191,29 +194,16 @@ def _why_not_overlap(model: Model, workload: Workload, strategy: Strategy) -> st
     """Overlap inside a layer that the model, or the kernels there are, cannot have."""
     if strategy.overlap.startswith("shortcut") and model.moe is None:
         return "a shortcut needs experts"
+    if strategy.overlap.startswith("shortcut") and any(kind.layer.blocks < 2 for kind in model.layer_kinds()):
+        return "a shortcut needs attention and a feed-forward part in every layer"
     if strategy.overlap in ("shortcut2", "shortcut3") and not in_pairs(model):
         return f"{strategy.overlap} needs a dense layer before every MoE layer"
     if (strategy.overlap == "tiles") != (strategy.all_to_all in FUSED):
         return "overlap=tiles and all_to_all=tiles go together: one kernel computes and sends"
     if workload.kind not in (kinds := WORKLOADS.get(strategy.all_to_all, (workload.kind,))):
         return f"{strategy.all_to_all} has kernels for {' and '.join(kinds)} only"
+    if strategy.permute == "einsum" and (strategy.capacity_factor is None or strategy.all_to_all in REAL_ROWS):
+        return "permute=einsum fills fixed slots: give a capacity_factor, and an all_to_all that sends empty ones"
     if strategy.overlap == "dual_batch" and strategy.micro_batch * workload.queries < 2:
         return "dual_batch has no token for its second half"
-    return None
-
-
-def _why_not_layers(model: Model, strategy: Strategy) -> str | None:
-    if model.moe is None and strategy.ep * strategy.etp > 1:
-        return "the model has no experts to spread"
-    for kind in model.layer_kinds():
-        attention, ffn = kind.layer.attention, kind.layer.ffn
-        if attention.heads % strategy.tp:
-            return "tp does not divide the attention heads"
-        if isinstance(ffn, Experts):
-            if ffn.experts % strategy.ep:
-                return "ep does not divide the experts"
-            if ffn.width % strategy.etp:
-                return "etp does not divide the expert width"
-        elif ffn.width % strategy.tp:
-            return "tp does not divide the dense width"
     return None

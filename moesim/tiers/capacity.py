@@ -31,6 +31,8 @@ class Needed(NamedTuple):
 
 def split_parameters(model: Model) -> tuple[int, int]:
     """Dense and expert parameters, those of MTP modules among them."""
+    if model.weight_groups:
+        raise MoesimError(f"model {model.name!r} shares weights across layers: moesim tiers prices those apart only")
     sparse = sum(count * layer_parameters(model, layer).experts for layer, count in model.layer_kinds())
     sparse += model.mtp_layers * layer_parameters(model, model.layers[-1]).experts
     return parameters(model) + mtp_parameters(model) - sparse, sparse

@@ -181,7 +181,9 @@ def _upcycled(name: str, preset: str, experts: int, top_k: int) -> Model:
     """The preset with an expert layer of its own width in every layer."""
     dense = MODELS[preset]
     layers = tuple(
-        replace(layer, ffn=Experts(experts=experts, top_k=top_k, width=layer.ffn.width)) for layer in dense.layers
+        replace(layer, ffn=Experts(experts=experts, top_k=top_k, width=layer.ffn.width))
+        for layer in dense.layers
+        if layer.ffn
     )
     return replace(dense, name=name, layers=layers, published=None)
 

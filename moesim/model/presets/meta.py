@@ -1,6 +1,7 @@
 """Llama 3.1 and Llama 4."""
 
-from moesim.model.layers import Attention, DenseFfn, Experts, Layer, Model, Published
+from moesim.model.layers import DenseFfn, Experts, Layer, Model, Published
+from moesim.model.mixers import Attention
 from moesim.model.presets.parts import gqa
 
 

@@ -1,6 +1,7 @@
 """gpt-oss."""
 
-from moesim.model.layers import Attention, Experts, Layer, Model, Published
+from moesim.model.layers import Experts, Layer, Model, Published
+from moesim.model.mixers import Attention
 
 
 def gpt_oss() -> list[Model]:

@@ -1,6 +1,7 @@
-"""OLMoE, Phi-3.5-MoE, DBRX, MiniMax-M2."""
+"""OLMoE, Phi-3.5-MoE, DBRX, MiniMax-M2, JetMoE."""
 
-from moesim.model.layers import Attention, Experts, Layer, Model, Published
+from moesim.model.layers import Experts, Layer, Model, Published
+from moesim.model.mixers import Attention
 from moesim.model.presets.parts import gqa
 
 
@@ -65,5 +66,23 @@ def minimax() -> list[Model]:
             expert_dtype="fp8_block",
             source="hf:MiniMaxAI/MiniMax-M2; github.com/MiniMax-AI/MiniMax-M2",
             published=Published(total="230B", active="10B", active_embedding=False),
+        )
+    ]
+
+
+def jetmoe() -> list[Model]:
+    """JetMoE-8B, arXiv:2404.07413 table 1: experts of attention heads (16 query heads in each) and of the
+    feed-forward part, one bias on the output of each, keys and values common to all."""
+    attention = Attention(heads=2 * 16, kv_heads=16, head_dim=128, v_head_dim=128, output_bias=True, experts=8, top_k=2)
+    layer = Layer(attention=attention, ffn=Experts(experts=8, top_k=2, width=5632, output_bias=True))
+    return [
+        Model(
+            name="jetmoe-8b",
+            hidden=2048,
+            vocab=32000,
+            layers=(layer,) * 24,
+            tied_embeddings=True,
+            source="hf:jetmoe/jetmoe-8b; arXiv:2404.07413 table 1",
+            published=Published(total="8B", active="2B", active_embedding=True),
         )
     ]

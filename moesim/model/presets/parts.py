@@ -1,6 +1,7 @@
 """Parts that several publishers share."""
 
-from moesim.model.layers import Attention, DenseFfn, Experts, Layer
+from moesim.model.layers import DenseFfn, Experts, Layer
+from moesim.model.mixers import Attention
 
 
 def gqa(heads: int, kv_heads: int, head_dim: int) -> Attention:

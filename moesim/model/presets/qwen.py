@@ -1,6 +1,7 @@
 """Qwen."""
 
-from moesim.model.layers import Attention, Experts, Layer, Model, Published
+from moesim.model.layers import Experts, Layer, Model, Published
+from moesim.model.mixers import Attention
 
 
 def qwen3() -> list[Model]:
