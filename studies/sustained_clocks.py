@@ -10,7 +10,7 @@ Rows are the dense pre-training runs (is_moe False, kind pretrain) of a folder o
 (docs/validation.md). Only runs whose communication is
 below a tenth of the step, and that need no recomputation (which no table states), pin the share: their median is
 the GPU's. GPUs without kernels of their own also carry the error of the tables they borrow. Found on the tables of
-Megatron-Bridge, where little but Llama 3 8B is that plain: H100 0.97, B200 0.85, GB200 0.79, GB300 0.96. GB200 runs as
+Megatron-Bridge, where little but Llama 3 8B is that plain: H100 0.97, B200 0.85, GB200 0.78, GB300 0.97. GB200 runs as
 fast as B200, though its data sheet promises 11 % more; GB300, at the same sheet with a sixth more power, does.
 
     python studies/sustained_clocks.py FOLDER --out studies/results
