@@ -26,7 +26,7 @@ import pandas as pd
 from moesim.errors import MoesimError
 from moesim.metrics import Result, measure
 from moesim.plots import figure, save, save_table
-from moesim.step import blocks
+from moesim.step import gemms
 from moesim.validate.figures import Row, SkipError, gpu_name, read_tables
 from moesim.validate.training import NEEDED, PATTERN, scenario_of
 from moesim.validate.training_rows import case, read_run
@@ -40,7 +40,7 @@ def run(folder: Path) -> pd.DataFrame:
 
     Kernels are priced at their tables' speed, without the shares that ship: those are what is looked for.
     """
-    with patch.object(blocks, "sustained_share", lambda gpu: 1.0):
+    with patch.object(gemms, "sustained_share", lambda gpu: 1.0):
         return _run(folder)
 
 

@@ -17,7 +17,7 @@ SCENARIO = (
 )
 FLAGS = {  # names are frozen once released; a new one is a decision
     "plan": f"{SCENARIO} --objective --out --top",
-    "simulate": f"{SCENARIO} --batched --plot --strategy --trace",
+    "simulate": f"{SCENARIO} --batched --out --plot --strategy --trace",
     "goodput": f"{SCENARIO} --checkpoint-interval --gpu-mtbf --jitter --restart --slow-nodes --slowness --strategy "
     "--write-bandwidth",
     "tiers": f"{SCENARIO} --cached --cpu-bandwidth --cpu-memory --hit-rate --slots --ssd --ssd-bandwidth --strategy",
@@ -187,6 +187,13 @@ def test_the_trace_opens_in_perfetto_and_the_plot_has_its_table(tmp_path, capsys
     assert end_s == pytest.approx(document["metrics"]["step_time_s"], rel=1e-6)
     assert plot.read_bytes()[:4] == b"\x89PNG"
     assert plot.with_suffix(".csv").read_text().count("\n") > 1
+
+
+def test_a_folder_for_one_configuration_holds_its_result_and_pictures(tmp_path, capsys):
+    document = answer(capsys, f"simulate {TRAIN} --out {tmp_path} --strategy", "pp=2 ep=4")
+    assert json.loads((tmp_path / "result.json").read_text()) == document
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert drawn == {"breakdown", "timeline", "layer"} == {path.stem for path in tmp_path.glob("*.csv")}
 
 
 @pytest.mark.parametrize("what", ["models", "clusters", "profiles", "routing", "all-to-all", "schedules"])

@@ -256,7 +256,7 @@ def test_simpy_and_the_list_schedule_play_the_same_pass(overlap, chunks):
         listed = batched(one)
         np.testing.assert_allclose(by_events(one), listed, rtol=1e-9)
         assert (bounded(one) <= listed * (1 + 1e-9)).all()
-        np.testing.assert_allclose(play_many([one], play_batched)[0], listed, rtol=1e-9)
+        np.testing.assert_allclose(play_many([one])[0], listed, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("overlap", "chunks"), CHOICES)

@@ -153,7 +153,8 @@ def test_screening_prices_a_strategy_as_playing_it_alone_does(case):
         if steady:
             assert priced.bound_s[number] <= steady_seconds(one.scenario, alone) * (1 + 1e-9)
         else:
-            assert priced.bound_s[number] == pytest.approx(alone.bound_s, rel=1e-9)
+            assert alone.bound_s <= priced.bound_s[number] * (1 + 1e-9)  # which knows the order inside layers
+            assert priced.bound_s[number] <= alone.step_s * (1 + 1e-9)
         if priced.listed_s[number] == priced.listed_s[number]:
             seconds = steady_seconds(one.scenario, alone) if steady else alone.step_s
             assert priced.listed_s[number] == pytest.approx(seconds, rel=1e-9)
@@ -173,6 +174,7 @@ def everything(scenario):
     own = (1, 2, 4) if trains else (1, 2, 4, 8, 16, 32, 64, 128, 256)
     overlaps = [("none", 1), ("chunked", 1), ("chunked", 2), ("chunked", 4), ("chunked", 8)]
     overlaps += [] if trains else [("dual_batch", 1)]
+    overlaps += [("shared", 1)] if scenario.model.moe.shared_width else []
     for tp, cp, pp, ep, etp in product(degrees, repeat=5):
         if gpus % (tp * cp * pp):
             continue

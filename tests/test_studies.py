@@ -27,8 +27,8 @@ def test_the_speed_study_leaves_a_table_and_a_picture(study, monkeypatch, tmp_pa
     frame = pd.read_csv(tmp_path / "planner_speed.csv")
     figures = frame.set_index("what")["value"]
     assert figures["plan: played by SimPy"] >= 50
-    assert figures["plan: median played / bound"] <= 1.35
-    assert (frame["value"] > 0).all()
+    assert figures["plan: median list schedule / bound"] <= 1.05
+    assert (frame["value"] >= 0).all()
     assert (tmp_path / "planner_speed.png").stat().st_size > 10_000
     assert "SimPy" in capsys.readouterr().out
 

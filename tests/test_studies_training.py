@@ -1,4 +1,4 @@
-"""The studies of loads, memory tiers and wall time run and leave tables and a picture."""
+"""The studies of loads, memory tiers, wall time and scaling run and leave tables and a picture."""
 
 import sys
 from importlib import import_module
@@ -52,3 +52,11 @@ def test_more_gpus_lose_more_to_restarts_and_slow_nodes(leave):
     assert sizes["stragglers"].is_monotonic_increasing
     total = sizes["goodput"] + sizes[list(study.LOSSES)].sum(axis=1)
     assert total.tolist() == pytest.approx([1.0] * len(sizes), abs=1e-4)
+
+
+def test_every_family_loses_speed_on_more_gpus_and_folding_wins(leave):
+    study, found, _ = leave("training_scaling")
+    speed = found.pivot_table(index="gpus", columns="family", values="tokens_per_s_per_gpu")
+    assert set(speed.columns) == set(study.PUBLISHED_MFU)
+    assert (speed.diff().iloc[1:] < 0).all(axis=None)
+    assert (speed.idxmax(axis=1) == "MCore + MoE Parallel Folding").all()

@@ -42,9 +42,18 @@ def write_plan(found: Plan, document: dict[str, Any], out: Path) -> None:
 
     save_table(found.to_frame(), out / "configurations.csv")
     draw_candidates(found, out / "candidates.png")
-    draw_breakdown(found, out / "breakdown.png")
+    draw_breakdown(found.results, out / "breakdown.png")
     draw_timeline(found.results[0], out / "timeline.png")
     draw_layer(found.results[0], out / "layer.png")
+
+
+def write_result(result: Result, document: dict[str, Any], out: Path) -> None:
+    """result.json, breakdown, timeline and one layer of a played strategy."""
+    folder(out)
+    write_json(out / "result.json", document)
+    draw_breakdown([result], out / "breakdown.png")
+    draw_timeline(result, out / "timeline.png")
+    draw_layer(result, out / "layer.png")
 
 
 def candidates_frame(found: Plan) -> "pd.DataFrame":
@@ -104,14 +113,14 @@ def draw_candidates(found: Plan, path: Path) -> None:
     plots.save_table(frame, path)
 
 
-def draw_breakdown(found: Plan, path: Path) -> None:
-    """Where the time of the ranked strategies goes."""
+def draw_breakdown(results: list[Result], path: Path) -> None:
+    """Where the time of strategies goes, best first."""
     import pandas as pd
 
     from moesim import plots
 
-    frame = pd.DataFrame([{"label": short(r.strategy)} | r.breakdown.seconds for r in found.results]).fillna(0.0)
-    drawn = [name for name in frame if name == "label" or frame[name].max() > 1e-9 * found.results[0].step_s]
+    frame = pd.DataFrame([{"label": short(r.strategy)} | r.breakdown.seconds for r in results]).fillna(0.0)
+    drawn = [name for name in frame if name == "label" or frame[name].max() > 1e-9 * results[0].step_s]
     frame = frame[drawn]
     picture, ax = plots.figure(rows=len(frame))
     plots.breakdown(frame, ax)

@@ -46,6 +46,17 @@ def check_file(path: Path | None, option: str, endings: Sequence[str]) -> None:
         raise MoesimError(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 
+def check_folder(folder: str | None) -> Path | None:
+    """The folder that ``--out`` names, refused before the work is done if it cannot be one."""
+    if folder is None:
+        return None
+    if not folder:
+        raise MoesimError("--out is empty: name a folder, or . for this one")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise MoesimError(f"--out {folder} is a file: name a folder")
+    return Path(folder)
+
+
 @contextmanager
 def progress() -> Iterator[Advance]:
     """A bar on stderr that appears after a second; nothing where stderr is no terminal."""

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moesim.cli.options import AS_JSON, SCENARIO, described, read_scenario, with_options
-from moesim.cli.output import print_json, print_table, progress
-from moesim.errors import MoesimError
+from moesim.cli.output import check_folder, print_json, print_table, progress
 
 if TYPE_CHECKING:
     from moesim.planner import Plan
@@ -25,11 +24,7 @@ def command(objective: str | None, top: int, folder: str | None, as_json: bool, 
     from moesim.planner.plan import to_dict
     from moesim.report import COLUMNS, as_text, nothing_feasible, question, recommendation, table_row
 
-    if folder == "":
-        raise MoesimError("--out is empty: name a folder, or . for this one")
-    out = Path(folder) if folder is not None else None
-    if out is not None and out.exists() and not out.is_dir():
-        raise MoesimError(f"--out {out} is a file: name a folder")
+    out = check_folder(folder)
     scenario = read_scenario(asked)
     with progress() as advance:
         found = plan(scenario, objective=objective, top=top, progress=advance)

@@ -1,12 +1,11 @@
 """``moesim policy``: the best parallelism, chunks and all-to-all of an expert layer at every load."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from moesim.cli.options import AS_JSON, with_options
-from moesim.cli.output import print_json, print_table
+from moesim.cli.output import check_folder, print_json, print_table
 from moesim.errors import MoesimError
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ def command(model: str, cluster: str, folder: str | None, as_json: bool, **asked
     """
     from moesim.api import policy
 
-    if folder == "" or (folder is not None and Path(folder).is_file()):
-        raise MoesimError(f"--out {folder!r}: name a folder, or . for this one")
+    out = check_folder(folder)
     found = policy(
         model,
         cluster,
@@ -53,10 +51,10 @@ def command(model: str, cluster: str, folder: str | None, as_json: bool, **asked
         "dtype": found.layer.dtype, "passes": "forward" if asked["forward"] else "forward and backward",
     }  # fmt: skip
     document = {"inputs": inputs} | found.to_dict()
-    if folder is not None:
+    if out is not None:
         from moesim.cli.files import write_policy
 
-        write_policy(found, document, Path(folder))
+        write_policy(found, document, out)
     if as_json:
         print_json(document)
     else:

@@ -2,7 +2,8 @@
 
     dominated   never faster than a fitting strategy of their layout that keeps more in memory: not priced
     searched    distinct feasible strategies that were priced = pruned + screened + simulated
-    pruned      dropped for certain: their bound is above the best played, or another all-to-all is faster both ways
+    pruned      dropped for certain: their bound is above the winner's step, or another all-to-all is faster both ways;
+                the bound is of layer passes as they are played, put on the stages in the best order there could be
     screened    cut by rank: not played, though their bound does not exclude them
     simulated   played by SimPy
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 DEFAULT_OBJECTIVE: Final = {"train": "throughput", "prefill": "latency", "decode": "throughput"}
 OBJECTIVES: Final = ("throughput", "latency", "cost")
 PROMISING: Final = 2000  # at most, by bound, go on to the list schedule
-WITHIN: Final = 1.3  # of the lowest bound, unless that leaves fewer than a quarter of PROMISING
+WITHIN: Final = 1.1  # of the lowest bound, unless that leaves fewer than a quarter of PROMISING
 FINALISTS: Final = 52  # by list schedule, are played
 LAYOUTS_FIRST: Final = 40  # finalists that are the best of their layout; the rest are the next best overall
 CLOSE: Final = 3  # layouts after the ranked ones whose steps are played in full as well, before the last ranking
@@ -126,7 +127,8 @@ def plan(
         close.sort(key=lambda one: ranked_seconds(scenario, one, steady))
     candidates = Candidates(screen=numbered, bound_s=found.bound_s, listed_s=listed_s, played=finalists)
     best = [explain(scenario, one) for one in close[:top]]
-    return _counted(scenario, objective, best, found.space, candidates, played, perf_counter() - started_s)
+    best_s = ranked_seconds(scenario, close[0], steady) if close else np.inf
+    return _counted(scenario, objective, best, best_s, found.space, candidates, played, perf_counter() - started_s)
 
 
 def _check(scenario: Scenario, objective: str, top: int) -> None:
@@ -187,14 +189,13 @@ def _counted(
     scenario: Scenario,
     objective: str,
     results: list[Result],
+    best_s: float,
     found: Space,
     candidates: Candidates,
     played: list[Play],
     elapsed_s: float,
 ) -> Plan:
-    steady = candidates.screen.steady
     unplayed = np.delete(candidates.bound_s, candidates.played)
-    best_s = min((ranked_seconds(scenario, one, steady) for one in played), default=np.inf)
     cut = unplayed[unplayed <= best_s]
     return Plan(
         scenario=scenario,

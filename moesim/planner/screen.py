@@ -13,9 +13,8 @@ import numpy as np
 from moesim.cost import FloatArray
 from moesim.model import Layer
 from moesim.planner.space import Options, Variant, variants, with_variant
-from moesim.player import lower_bound, play_batched
 from moesim.program import Passes
-from moesim.step.layers import Play, play_many
+from moesim.step.layers import play_many
 from moesim.step.parts import kinds, layer_pass, summed
 from moesim.step.passes import Key, LayerPass, pass_key, variant_key
 from moesim.step.play import passes_of, step_seconds, times_of
@@ -65,10 +64,10 @@ def screen(
 
 
 def bounds(found: Screen) -> FloatArray:
-    """Seconds that no order of its ops can beat, for every candidate: [candidate]."""
+    """Seconds that no order of its passes can beat, layer passes as they are played: [candidate]."""
     result = np.empty(len(found))
     everything = np.arange(len(found))
-    for passes, members, times in _stacks(found, everything, lower_bound, fold=False):
+    for passes, members, times in _stacks(found, everything, fold=False):
         many = np.array([passes_of(found.scenario, found.frames[f]).micro_batches for f in found.frame_of(members)])
         result[members] = _busiest(passes, times, many) if found.steady else step_bound(passes, times, many)
     return result
@@ -82,7 +81,7 @@ def list_schedule(found: Screen, candidates: np.ndarray) -> FloatArray:
     """Seconds by the batched list schedule of some candidates: [candidate]."""
     result = np.empty(len(candidates))
     place = {int(c): i for i, c in enumerate(candidates)}
-    for passes, members, times in _stacks(found, candidates, play_batched, fold=True):
+    for passes, members, times in _stacks(found, candidates, fold=True):
         steady = found.steady
         seconds = _busiest(passes, times, passes.micro_batches) if steady else step_seconds(passes, times, events=False)
         result[[place[int(c)] for c in members]] = seconds
@@ -95,9 +94,9 @@ class _Stack(NamedTuple):
     times: StepTimes
 
 
-def _stacks(found: Screen, candidates: np.ndarray, play: Play, *, fold: bool) -> list[_Stack]:
+def _stacks(found: Screen, candidates: np.ndarray, *, fold: bool) -> list[_Stack]:
     """Candidates whose pipelines have the same ops, with their durations stacked."""
-    table = _Table(found, candidates, play)
+    table = _Table(found, candidates)
     members: dict[Passes, list[np.ndarray]] = {}
     times: dict[Passes, list[StepTimes]] = {}
     frame_of = found.frame_of(candidates)
@@ -122,7 +121,7 @@ def _without_count(passes: Passes) -> Passes:
 class _Table:
     """Layer passes of the candidates, played; and their sums over the parts of a frame."""
 
-    def __init__(self, found: Screen, candidates: np.ndarray, play: Play) -> None:
+    def __init__(self, found: Screen, candidates: np.ndarray) -> None:
         self.found = found
         self.layers: list[Layer] = [kind.layer for kind in found.scenario.model.layer_kinds()]
         self.passes: dict[tuple[str, int], list[LayerPass]] = {}  # by column: kind of pass, layer; [row]
@@ -132,7 +131,7 @@ class _Table:
                 self._row(kind, frame, candidate - int(found.first[frame]))
         classes = max(1, len(layer_classes(found.scenario)[1]))
         self.seconds = {
-            column: _by_class(play_many(passes, play), classes) for column, passes in self.passes.items()
+            column: _by_class(play_many(passes), classes) for column, passes in self.passes.items()
         }  # by column, [row, layer class, micro-batch class]
 
     def _row(self, kind: str, frame: int, option: int) -> int:

@@ -4,11 +4,11 @@
     frame     a layout with micro-batch, exchange of keys and values, ZeRO stage, recompute and schedule that fits
     variant   all-to-all, chunks, overlap, placement
 
-A frame that keeps less than another fitting one of its layout (more recompute, a higher ZeRO stage) is
-never faster: it is dropped as dominated. So is one whose keys and values travel slower (cp: all-gather, or the ring,
-which holds less), and an all-to-all that takes longer than another one both to
-dispatch and to combine the frame's own traffic, chunk by chunk: which is fastest depends on message size,
-scale and skew, and is not for the user to guess.
+A frame that keeps less than another fitting one of its layout (more recompute, a higher ZeRO stage) is never faster:
+it is dropped as dominated. So is one whose keys and values travel slower (cp: all-gather, or the ring, which holds
+less), and an all-to-all that takes longer than another one both to dispatch and to combine the frame's own traffic,
+chunk by chunk: which is fastest depends on message size, scale and skew, and is not for the user to guess. A shortcut
+is never chosen: experts that read an earlier representation are another model.
 """
 
 from collections import Counter
@@ -229,12 +229,14 @@ def variants(scenario: Scenario, frame: Strategy) -> Options:
 
 def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
     """Every way of communicating that can run."""
-    dispatches = _dispatches(scenario, frame)
+    dispatches, apart = _dispatches(scenario, frame), not _in_pairs(scenario, frame)
     usable = _usable(scenario, frame) if dispatches else ("linear",)
-    cuts = CHUNKS if dispatches and not _in_pairs(scenario, frame) else CHUNKS[:1]
+    cuts = CHUNKS if dispatches and apart else CHUNKS[:1]
     overlaps = [(1, "none"), *((n, "chunked") for n in cuts)]
     if dispatches and not scenario.workload.trains and frame.micro_batch * scenario.workload.queries > 1:
         overlaps.append((1, "dual_batch"))
+    if dispatches and apart and scenario.model.moe and scenario.model.moe.shared_width:
+        overlaps.append((1, "shared"))
     skewed = frame.ep > 1 and scenario.routing.kind != "uniform"
     for algorithm, (chunks, overlap) in product(usable, overlaps):
         for placement in ("contiguous", "balanced") if skewed else ("contiguous",):

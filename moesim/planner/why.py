@@ -140,10 +140,12 @@ def _with_scale_out(scenario: Scenario, factor: float) -> Scenario:
 
 
 def short(strategy: Strategy) -> str:
-    """The layout and what is not plain: ``ep=8 pp=2 virtual=2 linear x2``, ``ep=8 pp=2 zero_bubble linear``."""
+    """The layout and what is not plain: ``ep=8 pp=2 virtual=2 linear x2``, ``ep=8 pp=2 zero_bubble linear shared``."""
     degrees = [f"{name}={getattr(strategy, name)}" for name in SHORT if getattr(strategy, name) > 1]
     if strategy.schedule not in ("1f1b", "interleaved"):
         degrees.append(strategy.schedule)
     chunks = f" x{strategy.chunks}" if strategy.chunks > 1 else ""
     exchange = [f"{strategy.all_to_all}{chunks}"] if strategy.ep > 1 else []
+    if exchange and strategy.overlap not in ("none", "chunked"):
+        exchange.append(strategy.overlap)
     return " ".join([*degrees, *exchange]) or "one GPU"

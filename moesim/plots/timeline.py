@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORWARD, BACKWARD, DATA, WEIGHTS = "#56B4E9", "#0072B2", "#88537D", "#009E73"
+FORWARD, BACKWARD, DATA, WEIGHTS = "#56B4E9", "#D55E00", "#88537D", "#009E73"  # apart when paler, too
 PASSES: Final = ("forward", "backward", "data", "weights", "pair")
 STEP_COLOURS: Final = {
     "forward": FORWARD,

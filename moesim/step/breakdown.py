@@ -26,8 +26,9 @@ from moesim.step.parts import HEAD_SHARES, by_class, embedding, head, layer_coun
 from moesim.step.passes import LayerPass, pass_key
 from moesim.step.play import step_seconds
 from moesim.step.price import COMMUNICATION, Price
-from moesim.step.scenario import BATCH_CLASSES, Scenario, split_in
+from moesim.step.scenario import Scenario, split_in
 from moesim.step.times import StepTimes, stage_work
+from moesim.step.turns import Turns, turns
 from moesim.strategy import Strategy
 
 OVER_DP: Final = ("gather_first", "gather_rest", "gather_chunk", "reduce_chunk", "reduce_rest", "reduce_last")
@@ -88,8 +89,8 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
     stage = int(np.argmax(stage_work(passes, times, passes.micro_batches)))
     ledger = _Ledger()
     key = pass_key(scenario, strategy)
-    turns, pairs = _turns(passes, stage)
-    for kind, by_part in turns.items():  # [part, micro-batch class]
+    found = turns(passes, stage)
+    for kind, by_part in _alone(passes, found).items():  # [part, micro-batch class]
         for layer, count in layer_counts(scenario, split_in(scenario, strategy)).items():  # [part, layer class]
             if (count.T @ by_part).any():
                 one = layer_pass(scenario, layer, key, strategy.recompute, kind)
@@ -100,7 +101,7 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
         first = embedding(scenario, strategy, kind)
         if first is not None:
             ledger.add(first, float(by_part[0].sum()) * float(first.seconds.sum()))
-    ledger.hide(sum(count * _saved(passes, times, *pair) for pair, count in pairs.items()))
+    ledger.hide(_saved(passes, times, found["pair"]))
     _add_ends(ledger, ends(scenario, strategy), times, passes, stage, step_s)
     total = sum(ledger.seconds.values())
     priced = float(ledger.basis.sum())
@@ -113,29 +114,21 @@ def breakdown(scenario: Scenario, strategy: Strategy, passes: Passes, times: Ste
     )
 
 
-Pair = tuple[int, int, int, int]  # part and class of the forward, partner of the part, class of the backward
+def _alone(passes: Passes, found: Turns) -> dict[str, FloatArray]:
+    """How often each kind of pass runs, a pair counted as its two passes: [part, micro-batch class]."""
+    often = {kind: count for kind, count in found.items() if kind != "pair"}
+    often["forward"] = often["forward"] + found["pair"].sum(axis=(2, 3))
+    for part, partners in enumerate(passes.partners):
+        often["backward"][list(partners)] += found["pair"][part].sum(axis=0)
+    return {kind: count for kind, count in often.items() if count.any()}
 
 
-def _turns(passes: Passes, stage: int) -> tuple[dict[str, FloatArray], Counter[Pair]]:
-    """How often a stage runs each kind of pass, [part, micro-batch class]; a pair as its two passes, and apart."""
-    found: defaultdict[str, FloatArray] = defaultdict(lambda: np.zeros((passes.parts, BATCH_CLASSES)))
-    pairs: Counter[Pair] = Counter()
-    for one in passes.rule.order(stage, passes.pipe):
-        turn = one.micro_batch % BATCH_CLASSES
-        if one.back is None:
-            found[one.kind][one.part, turn] += 1
-            continue
-        micro_batch, part = one.back
-        found["forward"][one.part, turn] += 1
-        found["backward"][part, micro_batch % BATCH_CLASSES] += 1
-        pairs[one.part, turn, passes.rule.partner(one, passes.pipe), micro_batch % BATCH_CLASSES] += 1
-    return found, pairs
-
-
-def _saved(passes: Passes, times: StepTimes, part: int, forward: int, partner: int, backward: int) -> float:
-    """What a pair saves against its two passes one after the other."""
-    apart = times.forward[part, forward] + times.backward[passes.partners[part][partner], backward]
-    return float(apart - times.pair[part, forward, partner, backward])
+def _saved(passes: Passes, times: StepTimes, pairs: FloatArray) -> float:
+    """What a stage's pairs save against their passes one after the other."""
+    if not pairs.size:
+        return 0.0
+    apart = times.forward[..., None, None] + times.backward[passes.partners][:, None]
+    return float((pairs * (apart - times.pair)).sum())
 
 
 def _add_pass(ledger: _Ledger, one: LayerPass, times: FloatArray, ranks: int) -> None:

@@ -87,8 +87,8 @@ def _all_draws(play: Play, layer_pass: LayerPass, durations: Mapping[str, FloatA
     return np.broadcast_to(np.atleast_1d(np.maximum(ends, layer_pass.host_s)), (draws_of(layer_pass),))
 
 
-def play_many(layer_passes: Sequence[LayerPass], play: Play) -> FloatArray:
-    """Seconds of many passes, [pass, draw]; those of one program are played together.
+def play_many(layer_passes: Sequence[LayerPass]) -> FloatArray:
+    """Seconds of many passes by the batched list schedule, [pass, draw]; those of one program are played together.
 
     Passes that distinguish fewer draws than the others repeat their first one.
     """
@@ -100,10 +100,10 @@ def play_many(layer_passes: Sequence[LayerPass], play: Play) -> FloatArray:
     for numbers in by_program.values():
         same = [layer_passes[number] for number in numbers]
         program, durations = same[0].program, _stack(same)
-        if play is not lower_bound and _overlaps(program) and any(one.slower != NONE for one in same):
+        if _overlaps(program) and any(one.slower != NONE for one in same):
             factors = np.array([one.slower for one in same])[:, None, None, :]
             durations = contended(program, durations, {k: factors[..., i] for i, k in enumerate(Slower._fields)})
-        ends[numbers] = np.maximum(play(program, durations), np.array([[one.host_s] for one in same]))
+        ends[numbers] = np.maximum(play_batched(program, durations), np.array([[one.host_s] for one in same]))
     return ends
 
 

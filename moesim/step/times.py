@@ -4,6 +4,7 @@ A stage starts when the first micro-batch has come through the parts before its 
 passes, and what it sends back last still has to go through the parts before. No order beats the fullest stage.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from moesim.program import Passes
 from moesim.step.ends import Ends
 from moesim.step.parts import PartPasses
 from moesim.step.scenario import BATCH_CLASSES
+from moesim.step.turns import KINDS, stage_turns
 
 
 class StepTimes(NamedTuple):
@@ -76,32 +78,30 @@ def turns_of(micro_batches: FloatArray | int) -> FloatArray:
 
 
 def stage_work(passes: Passes, times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
-    """Busy seconds of each stage in one step, without optimizer: [..., stage]. With pairs, no less than that:
-    as if every forward were in one. ``micro_batches`` may differ along the stack."""
-    each = times.forward + _gradients(times)
+    """Busy seconds of each stage in one step, without optimizer: [..., stage]. ``micro_batches`` may differ along
+    the stack."""
     if passes.rule.pairs and passes.backward:
-        each = each - _saved(passes, times)
-    if passes.rule.copies == 1 or not passes.backward:
-        by_part = (each * turns_of(micro_batches)[..., None, :]).sum(axis=-1)
-        return np.asarray(by_part.reshape(*by_part.shape[:-1], -1, passes.stages).sum(axis=-2))
-    half = np.asarray(micro_batches) // 2
-    up, down = turns_of(half), turns_of(micro_batches) - turns_of(half)
-    return np.asarray((each * up[..., None, :]).sum(axis=-1) + (each * down[..., None, :]).sum(axis=-1)[..., ::-1])
+        return _work_in_pairs(passes, times, micro_batches)
+    each = sum(one for one in times[:4] if one.size)
+    by_part = (each * turns_of(micro_batches)[..., None, :]).sum(axis=-1)
+    return np.asarray(by_part.reshape(*by_part.shape[:-1], -1, passes.stages).sum(axis=-2))
 
 
-def _gradients(times: StepTimes) -> FloatArray | float:
-    """All gradients of a part: in one pass, or apart where that takes less or is the only way."""
-    whole, split = times.backward, times.data + times.weights
-    if not whole.size:
-        return split if split.size else 0.0
-    return np.minimum(whole, split) if split.size else whole
-
-
-def _saved(passes: Passes, times: StepTimes) -> FloatArray:
-    """The most that a pair saves for its forward: [..., part, micro-batch class]."""
-    beside = times.backward[..., passes.partners, :]  # [..., part, partner, class]
-    apart = times.forward[..., None, None] + beside[..., None, :, :]
-    return np.asarray(np.maximum(0.0, apart - times.pair).max(axis=(-2, -1)))
+def _work_in_pairs(passes: Passes, times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
+    """The same where some passes run alone and some in pairs."""
+    numbers, where = np.unique(micro_batches, return_inverse=True)
+    turns = [stage_turns(replace(passes, micro_batches=int(m))) for m in numbers]
+    held = [passes.rule.holds(stage, passes.pipe) for stage in range(passes.stages)]
+    work = np.zeros(passes.stages)
+    for kind in KINDS:
+        seconds = getattr(times, kind)  # [..., part, class …]
+        if not seconds.size:
+            continue
+        often = np.array([one[kind] for one in turns])[where.reshape(np.shape(micro_batches))]
+        last = 4 if kind == "pair" else 2
+        spent = often * np.take(seconds, held, axis=-last)  # [..., stage, part of the stage, class …]
+        work = work + spent.sum(axis=tuple(range(-last, 0)))
+    return np.asarray(work)
 
 
 def step_bound(passes: Passes, times: StepTimes, micro_batches: FloatArray | int) -> FloatArray:
