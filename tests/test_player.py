@@ -80,9 +80,13 @@ def programs(draw):
 
 
 flags = dict.fromkeys(
-    ("moe", "tp", "cp", "ep", "etp", "shared", "replicated", "gathers_weights", "reduces_gradients"), st.booleans()
-)
-shapes = st.builds(LayerShape, chunks=st.sampled_from([1, 2, 4]), overlap=st.sampled_from(["none", "chunked"]), **flags)
+    ("moe", "tp", "cp", "ep", "etp", "shared", "latent", "replicated", "gathers_weights", "reduces_gradients"),
+    st.booleans(),
+) | {"mixer": st.just("attention"), "ffn": st.just(True), "ring": st.sampled_from([0, 2, 3]), "empty": st.just(False)}
+shapes = st.builds(
+    LayerShape, chunks=st.sampled_from([1, 2, 4]), overlap=st.sampled_from(["none", "chunked"]), slot=st.just(0),
+    before=st.just(False), **flags,
+)  # fmt: skip
 others = st.builds(
     LayerShape, chunks=st.sampled_from([1, 2]), overlap=st.sampled_from(sorted(LAYERS)), before=st.booleans(),
     slot=st.integers(0, 1), **flags,
