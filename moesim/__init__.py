@@ -20,7 +20,7 @@ A module imports only what stands above it in this list, which is also the readi
     recompute     what a layer keeps for its backward pass, and what it computes again
     strategy      what is chosen: degrees, micro-batches, overlap, algorithms; why_not()
     stages        which layers each pipeline stage holds
-    context       keys and values that context parallelism brings together
+    kv_slices     keys and values that context parallelism brings together
     memory        bytes per GPU
     program       ops on streams: what overlaps with what in one layer pass
     timeline      Span records, frames, Chrome trace

@@ -22,8 +22,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from moesim.compute import building_bytes
-from moesim.context import together_bytes
 from moesim.cost import FloatArray
+from moesim.kv_slices import together_bytes
 from moesim.model import (
     Layer,
     Model,

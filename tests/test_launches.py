@@ -96,12 +96,12 @@ def measured(tmp_path, kind, header, rows):
     return replace(shipped, tables=shipped.tables | {kind: (one,)}, memo={})
 
 
-def test_the_slope_of_a_measured_chain_replaces_the_published_launch(tmp_path):
-    rows = [("stream", n, 4 * n + 6) for n in (1, 4, 16, 64)] + [("graph", n, n) for n in (1, 64)]
+@pytest.mark.parametrize(("slope_us", "costs_us"), [(4, HOST_S / US), (40, 40)])
+def test_an_operation_takes_no_less_than_the_slope_of_a_measured_chain_of_tiny_kernels(tmp_path, slope_us, costs_us):
+    rows = [("stream", n, slope_us * n + 6) for n in (1, 4, 16, 64)] + [("graph", n, n) for n in (1, 64)]
     found = host_launch(measured(tmp_path, "launch", ("how", "kernels", "time_us"), rows))
-    assert float(found.seconds) == pytest.approx(4 * US, rel=1e-3)
-    assert found.basis == MEASURED
-    assert float(host_launch(load_profile(GPUS["H100"])).seconds) == HOST_S
+    assert float(found.seconds) == pytest.approx(costs_us * US, rel=1e-3)
+    assert (found.basis == MEASURED) == (slope_us == 40)
 
 
 def test_measured_copies_from_host_memory_price_the_link_of_cpu_memory(tmp_path, monkeypatch):

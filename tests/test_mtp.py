@@ -20,6 +20,7 @@ from moesim.step.launches import with_gap
 from moesim.step.layers import batched
 from moesim.step.parts import head_seconds, kinds, layer_pass, part_passes
 from moesim.step.passes import pass_key
+from moesim.step.price import both
 from moesim.step.scenario import make_scenario
 from moesim.strategy import load_strategy
 from moesim.tiers.capacity import split_parameters
@@ -47,7 +48,9 @@ def scenario(mtp=None, kind="train", model="deepseek-v3"):
 def test_the_last_part_has_one_layer_one_input_and_one_pass_through_the_head_more(text):
     strategy = load_strategy(text, 32)
     key, layer = pass_key(scenario(), strategy), DEEPSEEK.layers[-1]
-    inputs = {b: outer.mtp_joint(scenario(), 1, 1, 1, b) for b in (False, True)}
+    inputs = {
+        b: both(outer.mtp_joint(scenario(), 1, 1, 1, b), outer.embedding(scenario(), 1, 1, 1, b)) for b in (False, True)
+    }
     joint = {b: float(with_gap(scenario(), None, one).seconds.sum()) for b, one in inputs.items()}
     for kind in set(kinds(scenario(), strategy)) - {"pair"}:
         with_, without = (getattr(part_passes(scenario(n), with_modules(text, n), batched), kind) for n in (1, 0))

@@ -207,7 +207,7 @@ def test_ranks_that_straddle_nodes_share_them_in_smaller_parts():
 REASONS = [
     ("dp=8", {}, "dp x cp x tp x pp differs from the number of GPUs"),
     ("dp=16 ep=8 etp=4", {}, "ep x etp does not divide dp x cp x tp"),
-    ("pp=16", {"layers": 8}, "more pipeline stages than layers"),
+    ("pp=16", {"layers": 8}, "more parts (pp x virtual) than layers"),
     ("pp=2 layers=20,13", {}, "layers= does not add up to 32 layers and 0 of MTP modules"),
     ("dp=16", {"global_batch": 24}, "dp does not divide the sequences of the batch"),
     ("dp=16 micro_batch=3", {}, "micro_batch does not divide the sequences of a data-parallel rank"),

@@ -23,7 +23,7 @@ from moesim.cluster import Cluster, Group
 from moesim.errors import MoesimError
 from moesim.memory import memory, state_bytes
 from moesim.metrics import does_not_fit, may_fill
-from moesim.planner.context import exchanges, fastest_exchange
+from moesim.planner.kv_exchange import exchanges, fastest_exchange
 from moesim.schedule import SCHEDULES, Pipe
 from moesim.step import experts
 from moesim.step.experts import Spread
@@ -81,7 +81,7 @@ def space(scenario: Scenario, some_layouts: Sequence[Strategy] | None = None) ->
     infeasible: Counter[str] = Counter()
     dominated = 0
     for given in layouts(scenario) if some_layouts is None else some_layouts:
-        layout = _with_exchange(scenario, given)
+        layout = _with_all_to_all(scenario, given)
         some = sum(1 for _ in _variants(scenario, layout))
         fits = True
         for micro_batch in _micro_batches(scenario, layout):  # ascending: what does not fit will not fit larger
@@ -243,7 +243,7 @@ def _variants(scenario: Scenario, frame: Strategy) -> Iterator[Variant]:
             yield Variant(algorithm, chunks, overlap, placement)
 
 
-def _with_exchange(scenario: Scenario, layout: Strategy) -> Strategy:
+def _with_all_to_all(scenario: Scenario, layout: Strategy) -> Strategy:
     """The layout with an all-to-all that can run, if there is one: on a torus the plain choice cannot."""
     usable = _usable(scenario, layout) if layout.ep > 1 else ()
     return replace(layout, all_to_all=usable[0]) if usable else layout

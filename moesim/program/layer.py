@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from moesim.errors import MoesimError
 from moesim.program import interleaved, routed, shortcut
 from moesim.program.ops import Builder, Program
-from moesim.program.parts import Chunk, LayerShape, dense, gradients_leave, weights_come
+from moesim.program.parts import Chunk, LayerShape, around, dense, gradients_leave, weights_come
 from moesim.program.shortcut import BEFORE
 from moesim.recompute import INSIDE, parts
 
@@ -62,9 +62,10 @@ def backward_layer(shape: LayerShape, *, recompute: str, part: str = "all") -> P
 
 @lru_cache(maxsize=256)
 def pair_layer(shape: LayerShape, *, recompute: str) -> Program:
-    """The forward pass of one micro-batch and the backward pass of another, interleaved."""
+    """The forward pass of one micro-batch and the backward pass of another, interleaved: each through its own layer."""
     build = Builder()
-    weights_come(build, shape)
+    for _ in range(2):
+        weights_come(build, shape)
     gradients_leave(build, shape)
     _again(build, shape, recompute)
     interleaved.pair(build, shape)
@@ -87,6 +88,8 @@ def _parts_again(build: Builder, shape: LayerShape, dropped: frozenset[str], hal
         ready = (build.add("tp gather", "comm", chunk=half.number, key="latent gather"),)
     if dropped & INSIDE:
         ready = (build.add("recompute", "compute", *ready, chunk=half.number),)
+    if "core" in dropped and shape.ring:
+        ready = (around(build, shape, ready[0], half),)
     if shape.before and "mlp" in dropped:
         ready = (dense(build, shape, "ffn", ready, BEFORE),)
     if "moe" in dropped and shape.moe:

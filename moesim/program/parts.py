@@ -59,10 +59,10 @@ def attended(build: Builder, shape: LayerShape, ready: tuple[int, ...], part: Ch
     if shape.cp:
         ready = (build.add("kv exchange", "comm", *ready, chunk=part.number),)
     done = _add(build, shape.mixer, ready, part)
-    return done if shape.mixer == "norm" else scattered(build, shape, _around(build, shape, done, part), part)
+    return done if shape.mixer == "norm" else scattered(build, shape, around(build, shape, done, part), part)
 
 
-def _around(build: Builder, shape: LayerShape, projected: int, part: Chunk) -> int:
+def around(build: Builder, shape: LayerShape, projected: int, part: Chunk) -> int:
     """While a slice of keys and values is attended to, the next one comes from the neighbour."""
     done = here = projected
     for left in reversed(range(shape.ring)):

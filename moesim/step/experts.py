@@ -57,6 +57,7 @@ class Load:
 
     tokens: FloatArray  # kept copies [draw, source, expert]
     by_expert: FloatArray  # rows to compute, padding among them [draw, rank, local expert]
+    asked: FloatArray  # rows by expert before any was dropped, in the order of their ranks [draw, expert]
     copies: FloatArray  # sent copies, padding among them [draw, source, rank]
     imbalance: float  # max/mean of the ranks' rows, averaged over draws
     fullness: float  # rows of the busiest rank over an equal share of all copies, dropped ones among them
@@ -76,12 +77,13 @@ def load(scenario: Scenario, spread: Spread) -> Load:
     sent = (after.tokens + after.padding if spread.pads else after.tokens) * scale
     owner = PLACEMENTS[spread.placement](shares, spread.ep)  # [draw, expert]
     order = np.argsort(owner, axis=-1, kind="stable")
-    rows = np.take_along_axis(sent.sum(axis=1), order, axis=-1)
+    rows, asked = (np.take_along_axis(one.sum(axis=1), order, axis=-1) for one in (sent, drawn * scale))
     by_expert = rows.reshape(len(rows), spread.ep, -1)
     copies = np.stack([copies_by_rank(s, o, spread.ep) for s, o in zip(sent, owner, strict=True)])
     return Load(
         tokens=np.asarray(after.tokens * scale, dtype=np.float64),
         by_expert=by_expert,
+        asked=asked,
         copies=copies,
         imbalance=float(imbalance(by_expert.sum(axis=-1)).mean()),
         fullness=float(by_expert.sum(axis=-1).max(axis=-1).mean())
@@ -217,10 +219,12 @@ def _traffic(scenario: Scenario, spread: Spread) -> Traffic:
     full = copies if copies.shape[-2] == spread.ep else _shared_out(copies, spread.ep)
     ffn = scenario.model.moe
     assert ffn is not None
-    rows = found.by_expert.reshape(len(copies), -1)  # experts in the order of their ranks
+    taken = found.by_expert.reshape(found.asked.shape) / np.maximum(found.asked, 1e-300)
     return Traffic(
-        pairs=Dense(copies=full), tokens=spread.tokens, token_bytes=1.0, share=rows / rows.sum(axis=-1, keepdims=True),
-        top_k=ffn.top_k, groups=(ffn.groups, ffn.top_groups) if spread.placement == "contiguous" else (1, 1),
+        pairs=Dense(copies=full), tokens=spread.tokens, token_bytes=1.0,
+        share=found.asked / found.asked.sum(axis=-1, keepdims=True), top_k=ffn.top_k,
+        groups=(ffn.groups, ffn.top_groups) if spread.placement == "contiguous" else (1, 1),
+        kept=None if spread.capacity_factor is None or spread.pads else taken,
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ permutations, and one GEMM for each local expert and matrix (Transformer Engine'
 experts' GEMMs grouped and 261 with Transformer Engine's. The backward pass is taken to have twice as many: in
 DeepSeek's trace the expert layer has 20 kernels forward, 41 backward.
 
-With a positive capacity factor all shapes are fixed and a pass is a CUDA graph, as a step of servers is: neither is
-paid there. Dropless shapes change from step to step.
+With a positive capacity factor all shapes of a MoE model are fixed, and a pass is taken to be a CUDA graph, as a step
+of servers is: neither is paid there (assumed: fixed shapes allow one). Dropless shapes change from step to step.
 """
 
 from functools import lru_cache
@@ -31,7 +31,8 @@ MOE_FAMILIES: Final = ("gate", "experts", "all-to-all")  # counted by these
 
 def eager(scenario: Scenario, capacity_factor: float | None) -> bool:
     """Whether kernels are launched one by one."""
-    return scenario.workload.trains and not (capacity_factor is not None and capacity_factor > 0.0)
+    fixed = scenario.model.moe is not None and capacity_factor is not None and capacity_factor > 0.0
+    return scenario.workload.trains and not fixed
 
 
 def with_gaps(scenario: Scenario, capacity_factor: float | None, prices: Prices) -> Prices:

@@ -128,7 +128,8 @@ def _head(scenario: Scenario, tp: int, cp: int, micro_batch: int, backward: bool
     """The output layer; of every MTP module another pass through it, and the module's input."""
     found = once = outer.head(scenario, tp, cp, micro_batch, backward)
     for _ in range(scenario.model.mtp_layers):
-        found = both(both(found, once), outer.mtp_joint(scenario, tp, cp, micro_batch, backward))
+        joint = outer.mtp_joint(scenario, tp, cp, micro_batch, backward)
+        found = both(both(found, once), both(joint, outer.embedding(scenario, tp, cp, micro_batch, backward)))
     return found
 
 

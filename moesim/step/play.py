@@ -71,7 +71,7 @@ def step_seconds(passes: Passes, times: StepTimes, *, events: bool, fold: bool =
 
     Folded, the steady phase is cut short, every further ``period`` taken to last as long as the last one that was
     played, and the step no less than its bound. That is exact for GPipe, and for the others unless waits travel
-    round several stages: on priced strategies of DeepSeek-V3 within 0.1 %, with uneven virtual stages 1.2 %.
+    round several stages: on priced strategies of DeepSeek-V3 and Mixtral within 1 %, with uneven virtual stages 1.2 %.
     Ranked results are therefore played in full.
     """
     play = _end_by_events if events else _end_by_list

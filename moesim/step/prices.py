@@ -230,7 +230,8 @@ def _again(scenario: Scenario, layer: Layer, key: Key, dropped: frozenset[str]) 
     if layer.is_moe and "activations" in dropped and "moe" not in dropped:
         rows = experts.load(scenario, spread(scenario, key)).by_expert.sum(axis=-1)
         copies = float(rows.max(axis=-1).mean()) / key.etp  # each expert-TP rank has a part of the width
-    prices = {"recompute": blocks.recomputed(scenario, layer, key.tp, key.cp, key.micro_batch, dropped, copies)}
+    here = dropped - {"core"} if key.ring else dropped  # a ring's core has ops of its own
+    prices = {"recompute": blocks.recomputed(scenario, layer, key.tp, key.cp, key.micro_batch, here, copies)}
     if "mla_up" in dropped and key.tp > 1 and layer.attention and layer.latent:
         tokens = sharing.tokens_per_tp_group(scenario, key.micro_batch, key.cp)
         prices["latent gather"] = sharing.latent_gather(scenario, layer.attention, key.tp_group, tokens)

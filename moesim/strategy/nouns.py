@@ -158,7 +158,7 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
     for impossible, reason in (
         (strategy.world != cluster.gpus, "dp x cp x tp x pp differs from the number of GPUs"),
         (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
-        (strategy.parts > len(model.layers), "more pipeline stages than layers"),
+        (strategy.parts > len(model.layers), "more parts (pp x virtual) than layers"),
         (
             strategy.layers is not None and sum(strategy.layers) != len(model.layers) + model.mtp_layers,
             f"layers= does not add up to {len(model.layers)} layers and {model.mtp_layers} of MTP modules",

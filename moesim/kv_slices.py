@@ -1,10 +1,9 @@
 """Bytes of keys and values that context parallelism brings together on a GPU while one layer attends.
 
-    all-gather   cp slices of the sequence
-    ring         2: one is attended to while the next one comes (ring attention, arXiv:2310.01889 section 3)
-
-In training their gradients are there too, in bf16 (Transformer Engine's ring: two buffers of twice a slice backward;
-its forward keeps every slice that came, without gradients, until the layer is done).
+all-gather   cp slices of the sequence; in training, backward, as many gradients, in bf16
+ring         2: one is attended to while the next one comes (ring attention, arXiv:2310.01889 section 3); in training
+             2 and their gradients backward, and forward all cp of them until the layer is done: what is more
+             (Transformer Engine, AttnFuncWithCPAndKVP2P)
 """
 
 from typing import Final
@@ -20,8 +19,10 @@ def together_bytes(model: Model, workload: Workload, strategy: Strategy) -> floa
     """Bytes on one GPU, of the layer with the most."""
     if strategy.cp == 1:
         return 0.0
-    slices = 2 if strategy.cp_exchange == "ring" else strategy.cp
+    slices, ring = strategy.cp * (1.0 + workload.trains), 2.0 * (1.0 + workload.trains)
+    if strategy.cp_exchange == "ring":
+        slices = max(ring, strategy.cp) if workload.trains else ring
     attentions = (kind.layer.attention for kind in model.layer_kinds())
     values = max((kv_values(a, strategy.tp) for a in attentions if a), default=0.0)
     tokens = strategy.micro_batch * workload.queries / strategy.cp
-    return slices * tokens * values * KV_BYTES * (2.0 if workload.trains else 1.0)
+    return slices * tokens * values * KV_BYTES
