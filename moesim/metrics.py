@@ -27,7 +27,7 @@ from moesim.step.layers import batched, bounded, by_events
 from moesim.step.parts import PartPasses, part_passes
 from moesim.step.passes import pass_key, spread
 from moesim.step.play import passes_of, step_seconds, times_of
-from moesim.step.scenario import BATCH_CLASSES, LAYER_CLASSES, Scenario
+from moesim.step.scenario import BATCH_CLASSES, LAYER_CLASSES, Scenario, split_in
 from moesim.step.times import StepTimes, stage_work, step_bound
 from moesim.strategy import Strategy, show, why_not
 from moesim.workload import Workload
@@ -65,6 +65,7 @@ class Result:
         """JSON-ready."""
         return {
             "strategy": self.strategy.to_dict(),
+            "layers_per_part": list(split_in(self.scenario, self.strategy)),
             "metrics": self.metrics,
             "interval": self.interval,
             "basis": self.breakdown.basis._asdict(),

@@ -128,7 +128,10 @@ def result_lines(result: Result) -> list[str]:
         *_bound_lines(result),
     ]
     if result.dropped_share or result.padding_share:
-        lines.append(f"Capacity: {result.dropped_share:.2%} of the copies dropped, {result.padding_share:.1%} padding.")
+        lines.append(
+            f"Capacity: {result.dropped_share:.2%} of the copies dropped, {result.padding_share:.1%} padding; MFU "
+            "counts what was dropped as done."
+        )
     if result.infeasible:
         lines.append(f"It {result.infeasible}: {show_bytes(result.memory.total)} are needed.")
     return [*lines, *_limit_lines(result)]

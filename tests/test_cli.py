@@ -137,7 +137,8 @@ def test_simulate_prints_where_the_time_goes(capsys):
 def test_simulate_json_names_the_inputs_and_the_answer(capsys):
     document = answer(capsys, f"simulate {SMALL} --strategy", "ep=8")
     assert list(document) == [
-        "model", "mtp", "cluster", "workload", "routing", "seed", "strategy", "metrics", "interval", "basis",
+        "model", "mtp", "cluster", "workload", "routing", "seed", "strategy", "layers_per_part",
+        "metrics", "interval", "basis",
         "bound_s", "breakdown_s", "memory_bytes", "dropped_share", "padding_share", "infeasible", "limits",
     ]  # fmt: skip
     assert document["metrics"]["tpot_s"] >= document["bound_s"] > 0

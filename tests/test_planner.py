@@ -27,8 +27,8 @@ PLAN_KEYS = [
     "pruned", "screened", "lowest_screened_bound_s", "simulated", "elapsed_s", "configurations",
 ]  # fmt: skip
 CONFIGURATION_KEYS = [
-    "rank", "strategy", "metrics", "interval", "basis", "bound_s", "breakdown_s", "memory_bytes", "dropped_share",
-    "padding_share", "infeasible", "limits",
+    "rank", "strategy", "layers_per_part", "metrics", "interval", "basis", "bound_s", "breakdown_s", "memory_bytes",
+    "dropped_share", "padding_share", "infeasible", "limits",
 ]  # fmt: skip
 STRATEGY_KEYS = [
     "dp", "tp", "ep", "etp", "pp", "cp", "cp_exchange", "micro_batch", "zero", "recompute", "all_to_all", "chunks",

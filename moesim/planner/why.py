@@ -20,6 +20,7 @@ NAMES: Final = {
     "dense": "dense and shared GEMMs",
     "head": "output head, passes of MTP modules included",
     "gate": "routing and permutation",
+    "recompute": "recomputation inside blocks",
     "imbalance": "waiting for the busiest experts",
     "host": "waiting for the CPU to launch kernels",
     "all-to-all": "exposed all-to-all",

@@ -72,7 +72,8 @@ def _played(ax: "Axes", played: "pd.DataFrame", winner: str | None) -> "list[Art
     labels = played["label"].astype(str).tolist()
     best = labels.index(winner) if winner in labels else int(np.argmax(y))
     ax.plot([x[best]], [y[best]], "*", markersize=15, color=WINNER, markeredgecolor="white", zorder=5)
-    across = float(x[best]) / ax.get_xlim()[1]
+    left, right = ax.get_xlim()
+    across = (float(x[best]) - left) / (right - left)
     ax.annotate(
         fill(labels[best], 42), (x[best], y[best]), xytext=(min(0.98, max(0.02, across)), 0.93),
         textcoords="axes fraction", fontsize=SMALL, va="top", zorder=6,
@@ -81,13 +82,14 @@ def _played(ax: "Axes", played: "pd.DataFrame", winner: str | None) -> "list[Art
         bbox={"facecolor": "white", "edgecolor": WINNER, "alpha": 0.9, "boxstyle": "round,pad=0.3"},
     )  # fmt: skip
     return [
-        _dot(f"played, with 90 % band: {len(played):,}", PLAYED),
+        _dot(f"played (lines: 90 % bands of those ranked): {len(played):,}", PLAYED),
         _dot("recommended", WINNER, marker="*", size=9.0),
     ]
 
 
 def _memory_limit(ax: "Axes", x: "np.ndarray", memory_limit_bytes: float | None) -> None:
-    """The x-axis from zero; a long tail of strategies that do not fit is counted, not drawn."""
+    """The x-axis from zero, or where all need much from a little before the least; a long tail of strategies that do
+    not fit is counted, not drawn."""
     right = max(x, default=1.0) * 1.05
     if memory_limit_bytes is not None:
         limit = memory_limit_bytes / GIB
@@ -97,7 +99,8 @@ def _memory_limit(ax: "Axes", x: "np.ndarray", memory_limit_bytes: float | None)
         _note(ax, limit, f"limit {limit:.0f} GiB ")
         if beyond:
             _note(ax, right, f"{beyond:,} need more →")
-    ax.set_xlim(0.0, right)
+    left = float(min(x, default=0.0))
+    ax.set_xlim(left - 0.05 * (right - left) if left > 0.5 * right else 0.0, right)
 
 
 def _note(ax: "Axes", x: float, text: str) -> None:

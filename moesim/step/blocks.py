@@ -184,4 +184,4 @@ def recomputed(
         found, values = gemms(scenario, upward, tokens, tp, "forward"), values + tokens / tp * _head_values(a)
     if a and "core" in dropped:
         found = both(found, core(scenario, a, tp, cp, micro_batch, "forward"))
-    return both(elementwise(scenario, 1.0, values), found)
+    return both(elementwise(scenario, 1.0, values), found)._replace(family="recompute")

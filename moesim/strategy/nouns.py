@@ -25,6 +25,7 @@ OVERLAPS: Final = ("none", "chunked", "shared", "shortcut", "shortcut2", "shortc
 VIRTUAL: Final = {True: ("interleaved", "combined_1f1b"), False: tuple({*SCHEDULES} - {"interleaved"})}  # stages or not
 CHUNKED: Final = ("chunked", "shortcut", "shortcut2", "shortcut3")  # may cut the all-to-all into chunks
 MOST_CHUNKS: Final = 256
+MOST_PASSES: Final = 1_000_000  # micro-batches of a rank times parts of the model, that a step plays
 ZERO_STAGES: Final = (0, 1, 2, 3)
 CP_EXCHANGES: Final = ("all_gather", "ring")  # how context parallelism moves keys and values
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
@@ -159,6 +160,10 @@ def why_not(model: Model, cluster: Cluster, workload: Workload, strategy: Strate
         (strategy.world != cluster.gpus, "dp x cp x tp x pp differs from the number of GPUs"),
         (strategy.stage_gpus % (strategy.ep * strategy.etp), "ep x etp does not divide dp x cp x tp"),
         (strategy.parts > len(model.layers), "more parts (pp x virtual) than layers"),
+        (
+            strategy.micro_batches(workload.sequences) * strategy.parts > MOST_PASSES,
+            f"more than {MOST_PASSES:,} passes to play: give fewer sequences",
+        ),
         (
             strategy.layers is not None and sum(strategy.layers) != len(model.layers) + model.mtp_layers,
             f"layers= does not add up to {len(model.layers)} layers and {model.mtp_layers} of MTP modules",
