@@ -154,7 +154,7 @@ def test_candidates_name_the_fastest_played_one_and_count_every_kind(tmp_path):
     assert "ep=2" in words
     assert "limit 50 GiB " in words
     assert "bound only (cannot be faster): 500" in words
-    assert "played, with 90 % band: 3" in words
+    assert "played (lines: 90 % bands of those ranked): 3" in words
     assert ax.get_ylim()[1] > 220  # the band of the fastest
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 DEFAULT_OBJECTIVE: Final = {"train": "throughput", "prefill": "latency", "decode": "throughput"}
 OBJECTIVES: Final = ("throughput", "latency", "cost")
 PROMISING: Final = 2000  # at most, by bound, go on to the list schedule
-WITHIN: Final = 1.1  # of the lowest bound, unless that leaves fewer than a quarter of PROMISING
+WITHIN: Final = 1.1  # of the lowest bound, unless that leaves fewer than an eighth of PROMISING
 FINALISTS: Final = 52  # by list schedule, are played
 LAYOUTS_FIRST: Final = 40  # finalists that are the best of their layout; the rest are the next best overall
 CLOSE: Final = 3  # layouts after the ranked ones whose steps are played in full as well, before the last ranking
@@ -150,7 +150,7 @@ def _listed(numbered: Screen, found: Shard, spread: Spread) -> FloatArray:
         return listed
     order = np.argsort(found.bound_s, kind="stable")
     near = int((found.bound_s <= WITHIN * found.bound_s[order[0]]).sum())
-    promising = np.sort(order[: min(PROMISING, max(near, PROMISING // 4))])
+    promising = np.sort(order[: min(PROMISING, max(near, PROMISING // 8))])
     edges = numbered.first[np.cumsum((0, *found.frames))]  # first candidate of each part
     parts = [promising[(promising >= low) & (promising < high)] for low, high in pairwise(edges)]
     list_part = list_steady if numbered.steady else list_steps

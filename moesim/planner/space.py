@@ -153,7 +153,7 @@ def _orders(scenario: Scenario, layout: Strategy) -> list[tuple[str, int]]:
     virtual = [v for v in _divisors(deepest, deepest) if v > 1 and v * layout.pp <= len(scenario.model.layers)]
     tried = [("1f1b", 1), ("gpipe", 1), ("zero_bubble", 1), *(("interleaved", v) for v in virtual[:MOST_VIRTUAL])]
     if _dispatches(scenario, layout):  # else a pair has nothing to hide
-        tried += [("combined_1f1b", v) for v in (1, *virtual[:MOST_VIRTUAL])]
+        tried += [("combined_1f1b", v) for v in (1, *virtual[:1])]
         tried += [("dualpipe", 1)] if layout.pp >= DUAL_STAGES else []
     return [(name, v) for name, v in tried if SCHEDULES[name].why_not(Pipe(layout.pp, micro_batches, v)) is None]
 
