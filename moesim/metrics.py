@@ -104,7 +104,9 @@ def play(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: b
     """
     reason = why_not(scenario.model, scenario.cluster, scenario.workload, strategy)
     if reason is not None:
-        raise MoesimError(f"this strategy cannot run: {reason} ({show(strategy)})")
+        work = scenario.workload
+        asked = f"{scenario.cluster.gpus} GPUs, {work.sequences} sequences, {len(scenario.model.layers)} layers"
+        raise MoesimError(f"this strategy cannot run: {reason} ({show(strategy)}; {asked})")
     passes = passes_of(scenario, strategy)
     parts = part_passes(scenario, strategy, by_events if events else batched)
     end = ends(scenario, strategy)

@@ -138,7 +138,7 @@ def test_a_wrong_strategy_is_told_in_one_line(text, said):
 def test_a_file_that_is_no_mapping_is_refused(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("- tp\n- ep\n")
-    with pytest.raises(MoesimError, match=r"list\.yaml holds list: write key: value"):
+    with pytest.raises(MoesimError, match=r"list\.yaml holds a list: write key: value"):
         load_strategy(str(path), 8)
 
 

@@ -113,6 +113,8 @@ def layer_timeline(spans: "pd.DataFrame", ax: "Axes") -> "Axes":
         _bars(ax, bars.assign(rank=row), factor, COLOURS[family], (-0.4, 0.8))
         initials |= _label_ops(ax, bars.assign(rank=row), whole_s, factor, COLOURS[family], str(what) in chunked)
     _frame(ax, shown, unit, factor)
+    if len(shown) and shown["layer"].max() >= 0:
+        ax.set_xlabel(f"time ({unit}), one micro-batch through layer {int(shown['layer'].max())}", fontsize=SMALL + 1)
     ax.set_yticks(range(len(rows)), [name for _, name in rows.values()])
     ax.set_ylabel("stream")
     ax.set_ylim(max(1, len(rows)) - 0.4, -0.6)

@@ -71,8 +71,11 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise MoesimError(f"{where} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
-        raise MoesimError(f"{where} holds {type(values).__name__}: write key: value pairs such as 'ep: 8'")
+        held = "nothing" if values is None else f"a {type(values).__name__}"
+        raise MoesimError(f"{where} holds {held}: write key: value pairs such as 'ep: 8'")
     ranked = values.get("configurations")
+    if ranked == []:
+        raise MoesimError(f"{where} is a plan without an answer: choose a strategy of your own, such as 'ep: 8'")
     if isinstance(ranked, list) and ranked and isinstance(ranked[0], dict):  # a whole plan: its first answer
         values = ranked[0]
     inner = values.get("strategy", values)
