@@ -19,9 +19,9 @@ def together_bytes(model: Model, workload: Workload, strategy: Strategy) -> floa
     """Bytes on one GPU, of the layer with the most."""
     if strategy.cp == 1:
         return 0.0
-    slices, ring = strategy.cp * (1.0 + workload.trains), 2.0 * (1.0 + workload.trains)
-    if strategy.cp_exchange == "ring":
-        slices = max(ring, strategy.cp) if workload.trains else ring
+    slices = 2 if strategy.cp_exchange == "ring" else strategy.cp
+    if workload.trains:
+        slices = max(2 * slices, strategy.cp)
     attentions = (kind.layer.attention for kind in model.layer_kinds())
     values = max((kv_values(a, strategy.tp) for a in attentions if a), default=0.0)
     tokens = strategy.micro_batch * workload.queries / strategy.cp

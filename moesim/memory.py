@@ -23,7 +23,7 @@ import numpy as np
 
 from moesim.compute import building_bytes
 from moesim.cost import FloatArray
-from moesim.kv_slices import together_bytes
+from moesim.kv_slices import KV_BYTES, together_bytes
 from moesim.model import (
     Layer,
     Model,
@@ -51,7 +51,6 @@ WEIGHT_BYTES: Final = {
     "ternary": 1.6 / 8,  # five ternary weights in a byte
 }
 ACTIVATION_BYTES: Final = 2.0
-KV_BYTES: Final = 2.0
 TRAINING_WEIGHT_BYTES: Final = 2.0
 GRADIENT_BYTES: Final = 4.0
 MASTER_BYTES: Final = 4.0

@@ -10,7 +10,7 @@ cost_per_million_tokens         GPUs x price per GPU-hour over tokens; None with
 """
 
 from dataclasses import dataclass
-from math import hypot
+from math import hypot, isclose
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moesim.cluster import Gpu
@@ -113,7 +113,8 @@ def play(scenario: Scenario, strategy: Strategy, *, events: bool = True, fold: b
     times = times_of(scenario, strategy, parts, end)
     step_s = float(step_seconds(passes, times, events=events, fold=fold))
     floor = times_of(scenario, strategy, part_passes(scenario, strategy, bounded), end)
-    bound_s = min(step_s, float(step_bound(passes, floor, passes.micro_batches)))
+    bound_s = float(step_bound(passes, floor, passes.micro_batches))
+    bound_s = step_s if isclose(bound_s, step_s, rel_tol=1e-9) else bound_s  # sums in another order round differently
     return Play(strategy, step_s, bound_s, passes, times, parts)
 
 

@@ -148,7 +148,7 @@ def _orders(scenario: Scenario, layout: Strategy) -> list[tuple[str, int]]:
     if micro_batches == 1:
         return [("1f1b", 1), ("zero_bubble", 1)] if layout.pp > 1 else [("1f1b", 1)]
     if layout.pp == 1:
-        return [("1f1b", 1), *(("combined_1f1b", 1) for _ in range(_dispatches(scenario, layout)))]
+        return [("1f1b", 1), *[("combined_1f1b", 1)] * _dispatches(scenario, layout)]
     deepest = -(-len(scenario.model.layers) // layout.pp)  # layers of a stage
     virtual = [v for v in _divisors(deepest, deepest) if v > 1 and v * layout.pp <= len(scenario.model.layers)]
     tried = [("1f1b", 1), ("gpipe", 1), ("zero_bubble", 1), *(("interleaved", v) for v in virtual[:MOST_VIRTUAL])]

@@ -18,7 +18,7 @@ NAMES: Final = {
     "attention": "attention with its projections",
     "mamba": "Mamba scan with its projections",
     "dense": "dense and shared GEMMs",
-    "head": "output head, passes of MTP modules included",
+    "head": "embedding and output head, those of MTP modules included",
     "gate": "routing and permutation",
     "recompute": "recomputation inside blocks",
     "imbalance": "waiting for the busiest experts",

@@ -44,8 +44,7 @@ class Passes:
     @property
     def partners(self) -> list[tuple[int, ...]]:
         """For each part, those whose backward may run beside its forward."""
-        rule = self.rule
-        return [rule.partners(part, self.pipe) for part in range(self.parts)] if rule.partners else []
+        return list(self.rule.meetings(self.pipe))
 
 
 @lru_cache(maxsize=128)
@@ -71,7 +70,7 @@ class _Step:
     """The ops so far, and where the results of passes are found."""
 
     def __init__(self, passes: Passes) -> None:
-        self.passes, self.build = passes, Builder()
+        self.passes, self.build, self.partners = passes, Builder(), passes.partners
         self.works = Works(passes.parts, passes.micro_batches)
         self.done: list[tuple[int, int]] = [(-1, -1)] * self.works.total  # op and stage of each work
         self.ended: list[list[int]] = [[] for _ in range(passes.stages)]  # ops of the passes of each stage
@@ -105,7 +104,7 @@ class _Step:
         key = f"{one.kind} {one.part}.{one.micro_batch % self.passes.classes}"
         if one.back is None:
             return key
-        partner = self.passes.rule.partner(one, self.passes.pipe)
+        partner = self.partners[one.part].index(one.back[1])
         return f"{key}.{partner}.{one.back[0] % self.passes.classes}"
 
     def gather(self, stage: int, order: list[Pass]) -> None:

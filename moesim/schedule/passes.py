@@ -83,6 +83,7 @@ def alternate(forwards: list[Pass], backwards: list[Pass], ahead: int) -> list[P
 
 
 Order = Callable[[int, Pipe], list[Pass]]
+Partners = Callable[[int, Pipe], tuple[int, ...]]  # of a part: those whose backward may run beside its forward
 
 
 class Rule(NamedTuple):
@@ -93,9 +94,7 @@ class Rule(NamedTuple):
     parts: Callable[[Pipe], int]  # of the whole model
     why_not: Callable[[Pipe], str | None]
     splits: bool = False  # some backward passes are taken apart into data and weights
-    partners: Callable[[int, Pipe], tuple[int, ...]] | None = (
-        None  # parts whose backward may run beside a part's forward
-    )
+    partners: Partners | None = None  # some forwards run interleaved with a backward: in which parts
     copies: int = 1  # how often all stages together hold the model
 
     @property
@@ -103,11 +102,9 @@ class Rule(NamedTuple):
         """Whether some forwards run interleaved with a backward."""
         return self.partners is not None
 
-    def partner(self, one: Pass, pipe: Pipe) -> int:
-        """Of a pair, which of the partners of its part runs beside it."""
-        if self.partners is None or one.back is None:
-            return 0
-        return self.partners(one.part, pipe).index(one.back[1])
+    def meetings(self, pipe: Pipe) -> tuple[tuple[int, ...], ...]:
+        """For each part, those whose backward may run beside its forward."""
+        return tuple(self.partners(part, pipe) for part in range(self.parts(pipe))) if self.partners else ()
 
 
 def own_part(stage: int, pipe: Pipe) -> tuple[int, ...]:

@@ -102,8 +102,7 @@ def _pairs(scenario: Scenario, strategy: Strategy, by_layer: dict[str, list[Floa
 
 def partners(strategy: Strategy) -> tuple[tuple[int, ...], ...]:
     """For each part, those whose backward may run beside its forward."""
-    rule, pipe = SCHEDULES[strategy.schedule], Pipe(strategy.pp, 0, strategy.virtual)
-    return tuple(rule.partners(part, pipe) for part in range(strategy.parts)) if rule.partners else ()
+    return SCHEDULES[strategy.schedule].meetings(Pipe(strategy.pp, 0, strategy.virtual))
 
 
 def _over_layers(counts: list[FloatArray], seconds: list[FloatArray]) -> FloatArray:

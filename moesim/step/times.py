@@ -52,7 +52,7 @@ class StepTimes(NamedTuple):
         return found
 
 
-def step_times(parts: PartPasses, layers: tuple[float, ...], end: Ends, parts_of_stage: int = 1) -> StepTimes:
+def step_times(parts: PartPasses, layers: tuple[float, ...], end: Ends, parts_of_stage: int) -> StepTimes:
     """Join part passes with what happens once per step. ``layers`` are those of each stage, ``parts_of_stage``
     says in how many parts they are."""
     send, gather, reduce, optimizer, tie = (

@@ -30,13 +30,15 @@ def turns(passes: Passes, stage: int) -> Turns:
     """Of one stage."""
     classes = BATCH_CLASSES
     found = {kind: np.zeros((passes.parts, classes)) for kind in KINDS[:-1]}
-    found["pair"] = np.zeros((passes.parts, classes, max(map(len, passes.partners), default=0), classes))
+    partners = passes.partners
+    found["pair"] = np.zeros((passes.parts, classes, max(map(len, partners), default=0), classes))
     for one in passes.rule.order(stage, passes.pipe):
         turn = one.micro_batch % classes
         if one.back is None:
             found[one.kind][one.part, turn] += 1
         else:
-            found["pair"][one.part, turn, passes.rule.partner(one, passes.pipe), one.back[0] % classes] += 1
+            micro_batch, part = one.back
+            found["pair"][one.part, turn, partners[one.part].index(part), micro_batch % classes] += 1
     return found
 
 
