@@ -181,7 +181,7 @@ def test_overlap_is_never_slower_than_one_op_at_a_time(shape, what, data):
     assert together <= alone * (1 + 1e-12)
     slowest = sum(max(durations[op.key]) for op in made("none"))
     assert alone <= slowest * (1 + 1e-12)  # ranks that differ meet at collectives only
-    beside = shape.tp or shape.gathers_weights or shape.reduces_gradients
+    beside = shape.tp or shape.ring or shape.gathers_weights or shape.reduces_gradients
     if not beside and all(len(each) == 1 for each in durations.values()):
         assert alone == pytest.approx(slowest, rel=1e-12)  # serial: everything adds up
 

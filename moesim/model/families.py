@@ -18,9 +18,8 @@ class Family(NamedTuple):
     score_correction: bool | None = None
     norm_bias: bool = False
     hybrid: bool = False  # a pattern says which block each layer is
-    attention_experts: bool = (
-        False  # as many as feed-forward ones; a token's queries are top_k times its key-value heads
-    )
+    # As many as feed-forward ones; a token's queries are top_k times its key-value heads.
+    attention_experts: bool = False
     tied: bool = False  # unless the config says otherwise
     unused: tuple[str, ...] = ()  # keys that its code never reads
 
